@@ -1,0 +1,366 @@
+"""The typed run config: everything a run depends on, checked before anything expensive starts.
+
+A preset is a YAML file of :class:`RunConfig`; overrides are ``dotted.key=value`` strings. Each
+stage has a fingerprint of all its inputs (its own section, the model, everything upstream), and
+its artifact lies in a folder named by it, so changed inputs never meet a stale artifact.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from smooth import store
+
+Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+# Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
+STAGE_VERSIONS: dict[Stage, int] = {"ingest": 1, "latents": 1, "train": 1, "evaluate": 1, "register": 1}
+
+
+class ConfigError(ValueError):
+    """The run config can't be used; the message names the key and the way out."""
+
+
+def runtime(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that changes how fast a stage runs, never what it makes: not in the fingerprint."""
+    return Field(default, description=description, json_schema_extra={"runtime": True}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of every config section: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what a stage makes, as plain JSON values."""
+        result: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and extra.get("runtime"):
+                continue
+            value = getattr(self, name)
+            result[name] = value.identity() if isinstance(value, Section) else value
+        return result
+
+
+class StorageConfig(Section):
+    """Where artifacts lie."""
+
+    root: str = runtime(".smooth/artifacts", "any fsspec path; a relative one counts from the working directory")
+
+
+class ModelConfig(Section):
+    """The base diffusion model that is made smooth."""
+
+    base: str = Field("builtin:tiny", description="builtin:NAME, a diffusers folder, a hub id or models:/NAME@ALIAS")
+    revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
+
+
+class DemoWebConfig(Section):
+    """The built-in web of captioned OpenMoji pictures, served on loopback while ingest runs."""
+
+    pictures: int | None = Field(None, ge=1, description="slice of the good pictures; None is all (about 3,900)")
+    fault_share: float = Field(0.05, ge=0, le=0.5, description="share of rows that are bad as the web is bad")
+    seed: int = 0
+
+
+class IngestConfig(Section):
+    """Which rows of the URL list are fetched, and how (img2dataset)."""
+
+    url_list: str | None = Field(None, description="Parquet list on any fsspec path")
+    demo_web: DemoWebConfig | None = Field(None, description="serve and use the built-in list instead of url_list")
+    image_size: int = Field(512, ge=8, description="pixels; the shorter side is resized to it and the centre kept")
+    min_size: int = Field(0, ge=0, description="pixels; smallest WIDTH and HEIGHT that is fetched")
+    min_aesthetic: float | None = Field(None, description="smallest AESTHETIC_SCORE")
+    max_punsafe: float | None = Field(None, ge=0, le=1)
+    max_pwatermark: float | None = Field(None, ge=0, le=1)
+    min_similarity: float | None = Field(None, ge=-1, le=1, description="smallest CLIP similarity of text and image")
+    limit: int | None = Field(None, ge=1, description="keep the first n rows of the list")
+    shard_size: int = Field(10_000, ge=1, description="pictures per WebDataset shard")
+    timeout_s: float = Field(10.0, gt=0, description="seconds for one request")
+    retries: int = Field(2, ge=0)
+    processes: int = runtime(2, "downloading processes", ge=1)
+    threads: int = runtime(32, "connections of one process", ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.url_list is None) == (self.demo_web is None):
+            raise ValueError(
+                "ingest needs exactly one source: set ingest.url_list to a Parquet list, or ingest.demo_web "
+                "(for example ingest.demo_web.fault_share=0.05) and leave the other null"
+            )
+        return self
+
+
+class LatentsConfig(Section):
+    """How pictures become cached VAE latents and text embeddings (Ray Data)."""
+
+    image_size: int = Field(512, ge=8, description="pixels; a multiple of the VAE's downsampling")
+    cache_text: bool = Field(True, description="cache the text encoder's output; false caches token ids")
+    rows_per_file: int = Field(4096, ge=1)
+    batch_size: int = runtime(16, "pictures a VAE call encodes", ge=1)
+    actors: int = runtime(1, "encoding actors", ge=1)
+    gpus_per_actor: float = runtime(0.0, "GPUs each actor holds", ge=0)
+
+
+class LoraConfig(Section):
+    """Low-rank adapter on the UNet's attention layers (peft)."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class VariationConfig(Section):
+    """Step-wise variation regularization (paper eq. 9 and 10)."""
+
+    weight: float = Field(1.0, ge=0, description="lambda of eq. 14; 0 switches the regularizer off")
+    target_decay: float = Field(0.01, gt=0, le=1, description="a <- a + decay (mean norm - a)")
+    estimator: Literal["double_backward"] = "double_backward"
+
+
+class TrainConfig(Section):
+    """Fine-tuning: Ray Train workers, DeepSpeed ZeRO, LoRA, AdamW."""
+
+    steps: int = Field(30_000, ge=1, description="optimizer steps")
+    global_batch_size: int = Field(96, ge=1, description="samples per optimizer step, over all workers")
+    micro_batch_size: int = runtime(3, "samples a worker holds at once; the rest is accumulated", ge=1)
+    workers: int = runtime(4, "training processes", ge=1)
+    gpus_per_worker: float = runtime(0.0, "GPUs each worker holds", ge=0)
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = runtime(2, "DeepSpeed ZeRO stage, 0 to 3")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(1.0, gt=0)
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    lora: LoraConfig = LoraConfig()
+    variation: VariationConfig = VariationConfig()
+    checkpoint_every: int = runtime(500, "optimizer steps between checkpoints", ge=1)
+    validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
+    max_failures: int = runtime(2, "worker failures survived before the stage fails", ge=0)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps per optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.workers)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        per_micro_step = self.micro_batch_size * self.workers
+        if self.global_batch_size % per_micro_step:
+            raise ValueError(
+                f"train.global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size x workers = "
+                f"{self.micro_batch_size} x {self.workers} = {per_micro_step}; change one of the three"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """What is measured, on which prompts and noises, base against fine-tuned."""
+
+    prompts_file: str | None = Field(None, description="one prompt a line; None draws captions of the data set")
+    prompts: int = Field(500, ge=1, description="prompts of ISTD, two noises each")
+    frames: int = Field(11, ge=3, description="pictures from noise to noise")
+    pictures: int = Field(1000, ge=2, description="pictures of the Fréchet and kernel distances")
+    features: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    steps: int = Field(50, ge=1, description="DDIM steps")
+    guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale")
+    strips: int = Field(8, ge=1, description="interpolation strips drawn, base above smooth")
+    batch_size: int = runtime(22, "pictures sampled at once", ge=1)
+    actors: int = runtime(2, "sampling actors", ge=1)
+    gpus_per_actor: float = runtime(0.0, "GPUs each actor holds", ge=0)
+
+
+class RegisterConfig(Section):
+    """Where the result goes in the MLflow registry."""
+
+    name: str = "smooth-diffusion"
+    alias: str = "candidate"
+
+
+class RunConfig(Section):
+    """A whole run. Load one with :meth:`load`; never build it from unchecked input."""
+
+    preset: str = "tiny"
+    seed: int = Field(42, ge=0)
+    experiment: str = Field("smooth", json_schema_extra={"runtime": True}, description="MLflow experiment")
+    storage: StorageConfig = StorageConfig()
+    model: ModelConfig = ModelConfig()
+    ingest: IngestConfig
+    latents: LatentsConfig = LatentsConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register_: RegisterConfig = Field(RegisterConfig(), alias="register")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+    @classmethod
+    def load(cls, preset: str = "tiny", overrides: Sequence[str] = ()) -> RunConfig:
+        """Read a preset (a name under ``smooth/presets/`` or a YAML path) and apply ``key=value`` overrides.
+
+        Raises:
+            ConfigError: unknown preset or key (with its nearest neighbour), bad value, contradiction.
+        """
+        values = _read_preset(preset)
+        for override in overrides:
+            _apply_override(values, override)
+        return cls.parse(values)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> RunConfig:
+        """Check plain values (of a preset, a saved config or a request)."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML that :meth:`load` accepts."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def fingerprint(self, stage: Stage) -> str:
+        """16 hex digits over all that the stage's output depends on, upstream included."""
+        return _digest(self._inputs(stage))
+
+    def stage_dir(self, stage: Stage) -> str:
+        """Folder of the stage's artifact, named by its fingerprint."""
+        root = self.storage.root
+        if "://" not in root:
+            root = os.path.abspath(root)
+        return store.join(root, stage, self.fingerprint(stage))
+
+    def _inputs(self, stage: Stage) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"stage": stage, "version": STAGE_VERSIONS[stage]}
+        index = STAGES.index(stage)
+        if index:
+            inputs["upstream"] = self.fingerprint(STAGES[index - 1])
+        section: Section = getattr(self, "register_" if stage == "register" else stage)
+        inputs["config"] = section.identity()
+        if stage == "ingest" and self.ingest.url_list is not None:
+            inputs["url_list"] = _file_identity(self.ingest.url_list)
+        if stage in ("latents", "train"):
+            inputs["model"] = model_identity(self.model.base, self.model.revision)
+        if stage in ("train", "evaluate"):
+            inputs["seed"] = self.seed
+        return inputs
+
+
+def resolve_model(base: str) -> str:
+    """Turn ``builtin:NAME`` into the folder of the committed model; leave other names alone.
+
+    Raises:
+        ConfigError: no such built-in model, or a path that does not exist.
+    """
+    if base.startswith("builtin:"):
+        folder = Path(str(files("smooth"))) / "models" / base.removeprefix("builtin:")
+        if not (folder / "model_index.json").is_file():
+            known = sorted(path.parent.name for path in folder.parent.glob("*/model_index.json"))
+            raise ConfigError(f"model.base={base}: no such built-in model; there are: {', '.join(known) or 'none'}")
+        return str(folder)
+    if base.startswith(("/", "./", "../", "~")):
+        folder = Path(base).expanduser()
+        if not (folder / "model_index.json").is_file():
+            raise ConfigError(f"model.base={base}: no diffusers pipeline there (no model_index.json)")
+        return str(folder)
+    return base
+
+
+def model_identity(base: str, revision: str | None) -> str:
+    """What identifies the base model: the content of a local folder, or the name and revision of a remote one."""
+    resolved = resolve_model(base)
+    folder = Path(resolved)
+    if not folder.is_dir():
+        return f"{base}@{revision or 'main'}"
+    weights = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".txt"))
+    return _digest({str(path.relative_to(folder)): store.sha256(str(path)) for path in weights})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_identity(path: str) -> str:
+    fs, inner = store.filesystem(path)
+    if not fs.exists(inner):
+        raise ConfigError(f"ingest.url_list={path}: no such file; give a Parquet list on any fsspec path")
+    return str(fs.checksum(inner))
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = files("smooth") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    if preset.endswith((".yaml", ".yml")):
+        path = Path(preset)
+        if not path.is_file():
+            raise ConfigError(f"preset {preset}: no such file")
+        text = path.read_text()
+    elif preset in preset_names():
+        text = (files("smooth") / "presets" / f"{preset}.yaml").read_text()
+    else:
+        raise ConfigError(f"unknown preset {preset!r}{_nearest(preset, preset_names())}; or give the path of a .yaml")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"preset {preset} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"preset {preset} must be a mapping of sections")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r} must read dotted.key=value, for example train.steps=100")
+    *parents, leaf = key.strip().split(".")
+    node = values
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from None
+
+
+def _explain(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location) or "config"
+    if item["type"] != "extra_forbidden":
+        given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+        return f"{key}: {item['msg'].removeprefix('Value error, ')}{given}"
+    return f"unknown key {key}{_nearest(key, known_keys())}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    return f"; nearest is {close[0]}" if close else ""
+
+
+def known_keys(section: type[Section] = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of the config, sections included."""
+    keys: list[str] = []
+    for name, info in section.model_fields.items():
+        key = f"{prefix}{info.alias or name}"
+        keys.append(key)
+        candidates = (info.annotation, *get_args(info.annotation))
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, Section):
+                keys += known_keys(candidate, f"{key}.")
+    return keys

@@ -1,0 +1,1 @@
+"""The data path: what may be fetched, fetching it, and cached latents."""

@@ -1,0 +1,104 @@
+"""Artifacts on any fsspec path: a folder is complete when its ``manifest.json`` exists.
+
+Every stage writes its files first and its manifest last, through a temporary name and a rename,
+so a reader never sees half an artifact. Paths are plain strings (``/a/b``, ``s3://bucket/a``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+MANIFEST = "manifest.json"
+
+
+class ArtifactError(ValueError):
+    """An artifact is missing, incomplete or not what its manifest says."""
+
+
+def join(root: str, *parts: str) -> str:
+    """Join path parts with forward slashes, keeping any ``scheme://`` of the root."""
+    return posixpath.join(root, *parts)
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the fsspec filesystem of ``path`` and the path inside it."""
+    fs, inner = url_to_fs(path)
+    return fs, cast(str, inner)
+
+
+def exists(path: str) -> bool:
+    """Whether ``path`` exists on its filesystem."""
+    fs, inner = filesystem(path)
+    return bool(fs.exists(inner))
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write ``data`` so that ``path`` appears whole or not at all."""
+    fs, inner = filesystem(path)
+    fs.makedirs(posixpath.dirname(inner), exist_ok=True)
+    temporary = f"{inner}.partial"
+    with fs.open(temporary, "wb") as handle:
+        handle.write(data)
+    fs.mv(temporary, inner)
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a whole file."""
+    fs, inner = filesystem(path)
+    return cast(bytes, fs.cat_file(inner))
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_bytes(path, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def is_complete(folder: str) -> bool:
+    """Whether ``folder`` holds a finished artifact."""
+    return exists(join(folder, MANIFEST))
+
+
+def write_manifest(folder: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Finish the artifact in ``folder``: its manifest is the last file written."""
+    write_json(join(folder, MANIFEST), manifest)
+    return manifest
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """Return the manifest of a finished artifact.
+
+    Raises:
+        ArtifactError: the folder has no manifest, or one that is not JSON.
+    """
+    path = join(folder, MANIFEST)
+    if not exists(path):
+        raise ArtifactError(
+            f"no finished artifact at {folder}: it has no {MANIFEST}. Run the stage that makes it first."
+        )
+    try:
+        return cast(dict[str, Any], json.loads(read_bytes(path)))
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path} is not JSON ({error}); delete the folder and run the stage again") from error
+
+
+def chunks(handle: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:
+    """Yield the rest of ``handle`` in blocks of ``size`` bytes."""
+    while block := handle.read(size):
+        yield block
+
+
+def sha256(path: str) -> str:
+    """Hex SHA-256 of a file on any filesystem, streamed."""
+    fs, inner = filesystem(path)
+    digest = hashlib.sha256()
+    with fs.open(inner, "rb") as handle:
+        for block in chunks(handle):
+            digest.update(block)
+    return digest.hexdigest()
