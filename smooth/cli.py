@@ -1,0 +1,115 @@
+"""The command line. Heavy libraries are imported by the commands that use them, so that help comes at once."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from smooth.config import RunConfig
+
+FAILURE, USER_ERROR = 1, 2
+
+app = typer.Typer(
+    help="Make the latent space of a text-to-image diffusion model smooth, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at run configs.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--override", "-o", help="dotted.key=value, for example train.steps=100.")
+]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="A resolved config on any fsspec path.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """End the command with one clear line: exit code 2 for what the user can cure, 1 for the rest.
+
+    A ValueError that our own code raised says what to change, so its traceback is left out.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the program's outermost boundary; nothing is hidden
+        if _is_ours(error):
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(USER_ERROR) from None
+        traceback.print_exception(error)
+        print(f"error: {type(error).__name__}: {str(error).strip() or 'no message'}", file=sys.stderr)
+        raise typer.Exit(FAILURE) from None
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether ``error`` is a ValueError raised by a line of this package."""
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "smooth"
+
+
+def load_config(preset: str, overrides: list[str] | None, path: str | None = None) -> RunConfig:
+    """The config of the command line: a saved one at ``path``, else a preset with overrides."""
+    import yaml
+
+    from smooth import store
+    from smooth.config import ConfigError, RunConfig
+
+    if path is None:
+        return RunConfig.load(preset, overrides or [])
+    if overrides:
+        raise ConfigError("--config is a resolved config and takes no --override; use --preset PATH -o key=value")
+    if not store.exists(path):
+        raise ConfigError(f"--config {path}: no such file")
+    return RunConfig.parse(yaml.safe_load(store.read_bytes(path)))
+
+
+@config_app.command("show")
+def config_show(preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
+    """Print the resolved config as YAML."""
+    with reported():
+        print(load_config(preset, override).to_yaml(), end="")
+
+
+@app.command("stage")
+def stage_command(
+    name: Annotated[str, typer.Argument(help="ingest, latents, train, evaluate or register.")],
+    config: ConfigOption = None,
+    preset: PresetOption = "tiny",
+    override: OverrideOption = None,
+) -> None:
+    """Run one stage here, in this process. Its inputs must be finished already."""
+    from smooth import stages
+    from smooth.config import STAGES, ConfigError
+
+    with reported():
+        stage = next((known for known in STAGES if known == name), None)
+        if stage is None:
+            raise ConfigError(f"unknown stage {name!r}; there are: {', '.join(STAGES)}")
+        run_config = load_config(preset, override, config)
+        manifest = stages.run(stage, run_config)
+        print(f"{stage} {manifest['fingerprint']} finished in {manifest['seconds']:.1f} s")
+        for key, value in manifest["summary"].items():
+            print(f"  {key}: {value}")
+
+
+@app.command("stages")
+def stages_command(preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
+    """Show each stage's fingerprint and whether its artifact is there: what a run would reuse."""
+    from smooth import store
+    from smooth.config import STAGES
+
+    with reported():
+        config = load_config(preset, override)
+        for stage in STAGES:
+            folder = config.stage_dir(stage)
+            status = "complete" if store.is_complete(folder) else "to do"
+            print(f"{stage:<9} {config.fingerprint(stage)}  {status:<8}  {folder}")

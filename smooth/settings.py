@@ -1,0 +1,51 @@
+"""Where the services are: environment variables first, then what ``make cluster-up`` wrote down.
+
+On a real cluster the variables are set by its deployment; on one machine nothing has to be set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+
+def home() -> Path:
+    """Folder of local state: ``$SMOOTH_HOME``, else ``.smooth`` under the working directory; absolute."""
+    return Path(os.environ.get("SMOOTH_HOME") or ".smooth").absolute()
+
+
+def state_file() -> Path:
+    """Addresses of the running local cluster; exists only while it is up."""
+    return home() / "cluster" / "state.json"
+
+
+class Services(BaseModel):
+    """Addresses of the services; None where nothing is known."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    ray_address: str | None = None
+    """GCS ``host:port``, for ``ray.init``."""
+    ray_dashboard: str | None = None
+    """``http://host:port`` of the job API."""
+    ray_token_path: str | None = None
+    """File that holds the token every Ray client sends."""
+    mlflow_uri: str | None = None
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment, and the local cluster's state file for what it leaves open."""
+        path = state_file()
+        state = json.loads(path.read_text()) if path.is_file() else {}
+        variables = {
+            "ray_address": "RAY_ADDRESS",
+            "ray_dashboard": "RAY_API_SERVER_ADDRESS",
+            "ray_token_path": "RAY_AUTH_TOKEN_PATH",
+            "mlflow_uri": "MLFLOW_TRACKING_URI",
+        }
+        given = {field: os.environ[name] for field, name in variables.items() if os.environ.get(name)}
+        return cls.model_validate(state | given)
