@@ -88,6 +88,7 @@ class IngestConfig(Section):
     min_similarity: float | None = Field(None, ge=-1, le=1, description="smallest CLIP similarity of text and image")
     limit: int | None = Field(None, ge=1, description="keep the first n rows of the list")
     shard_size: int = Field(10_000, ge=1, description="pictures per WebDataset shard")
+    encode_format: Literal["jpg", "png"] = Field("jpg", description="jpg at quality 95, or png: larger, no loss")
     timeout_s: float = Field(10.0, gt=0, description="seconds for one request")
     retries: int = Field(2, ge=0)
     processes: int = runtime(2, "downloading processes", ge=1)

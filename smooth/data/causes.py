@@ -1,0 +1,83 @@
+"""Why a picture was not kept: one short name per cause, from the bytes and from the downloader's messages."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Defect = Literal["empty", "not_an_image", "truncated"]
+
+# What img2dataset writes into a shard's `error_message`, first match wins: its own words, those of
+# urllib and http.client (str of the exception), and those of `defect` below.
+_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), cause)
+    for pattern, cause in (
+        (r"^(empty|not_an_image|truncated)$", r"\1"),
+        (r"^image too small$", "too_small"),
+        (r"^Image decoding error$", "undecodable"),
+        (r"X-Robots-Tag", "robots"),
+        (r"^HTTP Error (\d{3})", r"http_\1"),
+        (r"timed out", "timeout"),
+        (r"IncompleteRead|Remote end closed|Connection reset|Broken pipe", "cut_connection"),
+        (r"getaddrinfo|Name or service not known|name resolution|No address associated", "dns"),
+        (r"Connection refused|unreachable|No route to host", "unreachable"),
+        (r"SSL|CERTIFICATE", "tls"),
+        (r"unknown url type|no host given|nonnumeric port|URL can't contain", "bad_url"),
+    )
+)
+OTHER = "other"
+
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_SIGNATURES = (
+    _PNG,
+    b"\xff\xd8\xff",
+    b"GIF87a",
+    b"GIF89a",
+    b"BM",
+    b"II*\x00",
+    b"MM\x00*",
+    b"\xff\x0a",
+    b"\x00\x00\x00\x0cJXL ",
+)
+
+
+def cause_of(message: str) -> str:
+    """The cause that a downloader's ``error_message`` stands for; ``other`` when no pattern fits."""
+    for pattern, cause in _PATTERNS:
+        if match := pattern.search(message):
+            return match.expand(cause)
+    return OTHER
+
+
+def defect(data: bytes) -> Defect | None:
+    """What is wrong with a response body before it is decoded, or None.
+
+    OpenCV decodes a cut JPEG or PNG without complaint and says the same of HTML, of nothing and of
+    half a WebP; so the body's own structure is asked first. Unknown but plausible formats pass.
+    """
+    if not data:
+        return "empty"
+    if not _is_picture(data):
+        return "not_an_image"
+    return "truncated" if _is_cut(data) else None
+
+
+def _is_picture(data: bytes) -> bool:
+    if data.startswith(b"RIFF"):
+        return data[8:12] == b"WEBP"
+    return data.startswith(_SIGNATURES) or data[4:8] == b"ftyp"  # ISO media: AVIF, HEIC
+
+
+def _is_cut(data: bytes) -> bool:
+    if data.startswith(b"\xff\xd8"):
+        # Entropy-coded data escapes 0xFF, so these two byte pairs are real markers. An embedded
+        # thumbnail has its own end marker, hence "an end after the last scan", not "an end".
+        return data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN)
+    if data.startswith(_PNG):
+        return _PNG_END not in data
+    if data.startswith(b"RIFF"):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data.startswith(b"GIF8"):
+        return b";" not in data[-16:]
+    return False
