@@ -167,6 +167,16 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _estimator_fits_zero(self) -> Self:
+        if self.zero_stage == 3 and self.variation.weight > 0 and self.variation.estimator == "double_backward":
+            raise ValueError(
+                "train.zero_stage=3 can't run train.variation.estimator=double_backward: ZeRO-3 releases the weights "
+                "that the second backward pass needs; set train.zero_stage=2 (the gradients and the optimizer of a "
+                "LoRA are small), or train.variation.weight=0"
+            )
+        return self
+
 
 class EvaluateConfig(Section):
     """What is measured, on which prompts and noises, base against fine-tuned."""
