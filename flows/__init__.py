@@ -1,0 +1,1 @@
+"""The workflow: Prefect flows over the stages of :mod:`smooth`."""

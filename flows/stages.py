@@ -1,0 +1,98 @@
+"""One Prefect task per stage: a Ray job that is followed, retried, timed out, and reused by its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import State, Task, get_run_logger, task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import TaskRun
+from prefect.context import TaskRunContext
+
+from flows import reports
+from smooth import store
+from smooth.config import RunConfig, Stage
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long a stage may take, and how often it is tried again."""
+
+    timeout_s: float
+    retries: int = 2
+    retry_delay_s: float = 5.0
+
+
+POLICIES: dict[Stage, Policy] = {
+    "ingest": Policy(timeout_s=48 * HOUR, retries=3),
+    "latents": Policy(timeout_s=48 * HOUR),
+    "train": Policy(timeout_s=14 * 24 * HOUR),
+    "evaluate": Policy(timeout_s=24 * HOUR),
+    "register": Policy(timeout_s=1 * HOUR, retries=3),
+}
+
+
+def run_stage(stage: Stage, config: RunConfig) -> dict[str, Any]:
+    """Run ``stage`` as a task of the current flow and return its manifest.
+
+    Unchanged inputs mean an unchanged fingerprint: the stored result is then reused, unless its artifact is gone.
+
+    Raises:
+        smooth.cluster.StageError: the stage failed, retries included.
+    """
+    policy = POLICIES[stage]
+    configured: Task[..., dict[str, Any]] = stage_task.with_options(
+        name=stage,
+        task_run_name=f"{stage} {config.fingerprint(stage)[:8]}",
+        timeout_seconds=policy.timeout_s,
+        retries=policy.retries,
+        retry_delay_seconds=policy.retry_delay_s,
+        refresh_cache=not store.is_complete(config.stage_dir(stage)),
+    )
+    return configured(stage, config)
+
+
+def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """One key for each artifact folder: its name holds the stage and the fingerprint."""
+    config: RunConfig = parameters["config"]
+    stage: Stage = parameters["stage"]
+    return f"{stage}-{hashlib.sha256(config.stage_dir(stage).encode()).hexdigest()[:16]}"
+
+
+def is_worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether the same again may succeed: not when a stage refused its input or a person stopped it."""
+    from smooth.cluster import StageError
+
+    error = state.result(raise_on_failure=False)
+    return not (isinstance(error, StageError) and not error.retryable)
+
+
+@task(
+    persist_result=True,
+    cache_policy=CachePolicy.from_cache_key_fn(cache_key),
+    retry_condition_fn=is_worth_retrying,
+)
+def stage_task(stage: Stage, config: RunConfig) -> dict[str, Any]:
+    """Run the stage as a Ray job, show its progress and log, and report what it made."""
+    folder = config.stage_dir(stage)
+    if not store.is_complete(folder):
+        _run_job(stage, config)
+    manifest = store.read_manifest(folder)
+    reports.show_manifest(stage, folder, manifest)
+    return manifest
+
+
+def _run_job(stage: Stage, config: RunConfig) -> None:
+    from smooth.cluster import submit_stage  # Ray: not needed where a stage is reused
+
+    logger = get_run_logger()
+    follower = reports.Follower(stage, logger)
+    with submit_stage(stage, config) as job:
+        logger.info("%s Ray job %s", "found the running" if job.attached else "submitted", job.job_id)
+        for line in job.follow():
+            follower.feed(line)
+    follower.finish()

@@ -1,0 +1,1 @@
+"""What Smooth runs on: the local cluster, deployments, the lock of every version."""

@@ -1,0 +1,124 @@
+"""Where the local cluster keeps its files, and on which ports it listens."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from smooth import settings
+
+HOST = "127.0.0.1"
+PROJECT = Path(__file__).resolve().parents[2]
+POOL = "local-pool"
+
+
+class ClusterError(ValueError):
+    """The local cluster can't be started as asked; the message says which knob to turn."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port that a user may move with an environment variable."""
+
+    service: str
+    variable: str
+    default: int
+
+    @property
+    def number(self) -> int:
+        """The port asked for.
+
+        Raises:
+            ClusterError: the variable is not a port number.
+        """
+        text = os.environ.get(self.variable) or str(self.default)
+        if not text.isdecimal() or not 0 < int(text) < 65536:
+            raise ClusterError(f"{self.variable}={text!r} is not a port number (1 to 65535)")
+        return int(text)
+
+
+RAY_PORT = Port("ray", "SMOOTH_RAY_PORT", 6379)
+DASHBOARD_PORT = Port("ray", "SMOOTH_RAY_DASHBOARD_PORT", 8265)
+MLFLOW_PORT = Port("mlflow", "SMOOTH_MLFLOW_PORT", 5000)
+PREFECT_PORT = Port("prefect", "SMOOTH_PREFECT_PORT", 4200)
+PORTS = (RAY_PORT, DASHBOARD_PORT, MLFLOW_PORT, PREFECT_PORT)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files of one local cluster, all under ``home`` (``.smooth`` or ``$SMOOTH_HOME``)."""
+
+    home: Path
+
+    @classmethod
+    def load(cls) -> Layout:
+        """The layout of this environment."""
+        return cls(settings.home())
+
+    @property
+    def state(self) -> Path:
+        """Addresses for clients (:mod:`smooth.settings`), there while the cluster is up."""
+        return self.home / "cluster" / "state.json"
+
+    @property
+    def token(self) -> Path:
+        """The token that every client of Ray sends."""
+        return self.home / "cluster" / "ray.token"
+
+    @property
+    def deployed(self) -> Path:
+        """Digest of the deployments that the Prefect server has."""
+        return self.home / "cluster" / "deployed.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a command changes the cluster."""
+        return self.home / "cluster" / "lock"
+
+    def record(self, service: str) -> Path:
+        """What is known of a started process."""
+        return self.home / "cluster" / "processes" / f"{service}.json"
+
+    def log(self, service: str) -> Path:
+        """Output of a service."""
+        return self.home / "cluster" / "logs" / f"{service}.log"
+
+    @property
+    def ray_folder(self) -> Path:
+        """Ray's sockets and session logs. Not under ``home``: a socket's path has at most 107 bytes."""
+        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
+        return Path("/tmp") / f"smooth-ray-{os.getuid()}-{digest}"  # noqa: S108 - made with mode 0700, owner checked
+
+    def marker(self, service: str) -> str:
+        """Value of an environment variable that every process of the service inherits."""
+        return f"{self.home}#{service}"
+
+
+def program(name: str) -> str:
+    """Full path of a console script of this environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on ``port`` of loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now, for the parts of Ray that no person ever addresses."""
+    probes = [socket.create_server((HOST, 0)) for _ in range(count)]
+    try:
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

@@ -1,0 +1,131 @@
+"""Start, recognise and stop processes: by pid and creation time, never by name.
+
+Every process of a service inherits :data:`MARKER` in its environment, so what a crash left behind
+(a child whose parent died, a process started before its record was written) is found as well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+MARKER = "SMOOTH_CLUSTER_SERVICE"
+GRACE_SECONDS = 10.0
+
+
+class Record(BaseModel):
+    """A started process. ``created`` tells it from a later process with the same pid."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    created: float
+    """Seconds since the epoch, as the kernel counts."""
+    ports: dict[str, int] = {}
+    """Environment variable of a port -> number."""
+
+    def process(self) -> psutil.Process | None:
+        """The process, or None when it has ended."""
+        try:
+            process = psutil.Process(self.pid)
+            if process.create_time() != self.created or process.status() == psutil.STATUS_ZOMBIE:
+                return None
+        except psutil.NoSuchProcess:
+            return None
+        return process
+
+
+def read_record(path: Path) -> Record | None:
+    """Read a record; one that a crash left unreadable counts as none."""
+    try:
+        return Record.model_validate_json(path.read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def start(
+    command: list[str], *, environment: dict[str, str], folder: Path, log: Path, record: Path, ports: dict[str, int]
+) -> Record:
+    """Start ``command`` in a session of its own, out of reach of the terminal's signals, and write its record."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    made = Record(pid=child.pid, created=psutil.Process(child.pid).create_time(), ports=ports)
+    temporary = record.with_suffix(".partial")
+    temporary.write_text(made.model_dump_json())
+    temporary.replace(record)
+    return made
+
+
+def members(record: Record | None, marker: str) -> list[psutil.Process]:
+    """All living processes of a service: the recorded one, all that carry its marker, and their descendants."""
+    roots = [process for process in psutil.process_iter() if _marker(process) == marker]
+    if record is not None and (root := record.process()):
+        roots.append(root)
+    found: dict[int, psutil.Process] = {}
+    for root in roots:
+        try:
+            descendants = root.children(recursive=True)
+        except psutil.NoSuchProcess:
+            continue
+        found |= {process.pid: process for process in (root, *descendants)}
+    found.pop(os.getpid(), None)
+    return [process for process in found.values() if _living(process)]
+
+
+def _marker(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(MARKER)
+    except (psutil.Error, OSError):
+        return None  # it ended meanwhile, or it belongs to somebody else
+
+
+def _living(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def stop(record: Record | None, marker: str) -> int:
+    """Stop a service with all its processes and return how many there were.
+
+    The recorded process is asked first and has some seconds to end its children in order;
+    what is left is terminated, then killed.
+    """
+    processes = {process.pid: process for process in members(record, marker)}
+    root = record.process() if record is not None else None
+    if root is not None:
+        root.terminate()
+        psutil.wait_procs([root], timeout=GRACE_SECONDS)
+    deadline = time.monotonic() + GRACE_SECONDS
+    signal = "terminate"
+    # A living process may start another between two looks, so look until nothing is left.
+    while left := {
+        process.pid: process for process in (*members(record, marker), *filter(_living, processes.values()))
+    }:
+        processes |= left
+        for process in left.values():
+            try:
+                getattr(process, signal)()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(list(left.values()), timeout=3)
+        signal = "kill"
+        if time.monotonic() > deadline + GRACE_SECONDS:
+            raise RuntimeError(f"processes {sorted(left)} can't be stopped, not even by SIGKILL")
+    return len(processes)
