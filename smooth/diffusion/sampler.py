@@ -1,0 +1,89 @@
+"""Deterministic sampling: noises that are functions of (seed, stream, index), their spherical interpolation, DDIM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from diffusers import StableDiffusionPipeline
+
+PARALLEL_RADIANS = 1e-4  # below this angle the sines of slerp cancel and the straight line is as exact
+
+
+def noise(seed: int, stream: str, index: int, shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal noise of ``shape`` (float32, CPU), the same on every machine for the same arguments."""
+    digest = hashlib.sha256(f"{seed}/{stream}/{index}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Spherical interpolation of two noises, each taken as one vector: start at ratio 0, end at ratio 1.
+
+    Follows the authors' use on Gaussian noise: the weights ``sin((1-r) w) / sin w`` and ``sin(r w) / sin w`` come
+    from the angle ``w`` between the two, their lengths are not normalized. The angle is taken by atan2, which
+    stays exact where arccos of a rounded cosine does not.
+
+    Raises:
+        ValueError: shapes differ, a noise is zero, or the two are opposite (then there is no one way).
+    """
+    if start.shape != end.shape:
+        raise ValueError(f"slerp needs two noises of one shape, got {tuple(start.shape)} and {tuple(end.shape)}")
+    a, b = start.double().flatten(), end.double().flatten()
+    if not (a.norm() > 0 and b.norm() > 0):
+        raise ValueError("slerp of a zero noise: it has no direction")
+    unit_a, unit_b = a / a.norm(), b / b.norm()
+    angle = 2 * torch.atan2((unit_a - unit_b).norm(), (unit_a + unit_b).norm())
+    if angle > torch.pi - PARALLEL_RADIANS:
+        raise ValueError("slerp of opposite noises: every direction between them is equally short; draw another seed")
+    if angle < PARALLEL_RADIANS:
+        mixed = (1 - ratio) * a + ratio * b
+    else:
+        mixed = (torch.sin((1 - ratio) * angle) * a + torch.sin(ratio * angle) * b) / torch.sin(angle)
+    return mixed.reshape(start.shape).to(start.dtype)
+
+
+def latent_shape(pipeline: StableDiffusionPipeline, image_size: int) -> tuple[int, int, int]:
+    """Shape (C, h, w) of the noise for square pictures of ``image_size`` pixels.
+
+    Raises:
+        ValueError: the size is no multiple of the VAE's downsampling.
+    """
+    factor = int(pipeline.vae_scale_factor)
+    if image_size % factor:
+        raise ValueError(f"image_size={image_size} is no multiple of the VAE's downsampling {factor}")
+    return int(pipeline.unet.config.in_channels), image_size // factor, image_size // factor
+
+
+@torch.inference_mode()
+def sample(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], noises: torch.Tensor, *, steps: int, guidance: float
+) -> npt.NDArray[np.uint8]:
+    """Pictures of ``prompts`` from ``noises`` by the pipeline's own deterministic DDIM.
+
+    Args:
+        pipeline: with a DDIM scheduler, as ``load_pipeline`` gives it.
+        prompts: B texts.
+        noises: (B, C, h, w), unit variance.
+        steps: DDIM steps, eta 0.
+        guidance: classifier-free guidance scale; both halves run as one batch, and at 1 or less only one does.
+
+    Returns:
+        (B, H, W, 3) uint8, 0 to 255.
+    """
+    latents = noises.to(device=pipeline.device, dtype=pipeline.dtype)
+    pictures = pipeline(
+        prompt=list(prompts),
+        latents=latents,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        eta=0.0,
+        output_type="np",
+    ).images
+    return (pictures * 255).round().astype("uint8")

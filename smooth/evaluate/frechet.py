@@ -1,0 +1,92 @@
+"""Distances of two sets of features: Fréchet (of their Gaussian fits) and kernel (KID), in float64.
+
+Which network made the features decides what a value means, so neither is called FID or KID alone: see ``features``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """Unbiased squared MMD, with its standard error by the jackknife over both sets."""
+
+    value: float
+    standard_error: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval, normal approximation."""
+        return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
+
+
+def moments(features: npt.NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
+    """Mean (D,) and covariance (D, D, n - 1 in the denominator) of features (N, D)."""
+    x = _checked(features)
+    return x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
+
+
+def frechet_distance(
+    mean_a: FloatArray, covariance_a: FloatArray, mean_b: FloatArray, covariance_b: FloatArray
+) -> float:
+    """Squared Fréchet distance of two Gaussians, ``|m - n|^2 + tr(A + B - 2 (A B)^(1/2))``.
+
+    The trace of the root is taken from the eigenvalues of ``A^(1/2) B A^(1/2)``, which is symmetric: no complex
+    residue, and no failure on the singular covariances that fewer samples than dimensions give.
+    """
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    product = root @ covariance_b @ root
+    trace_of_root = np.sqrt(np.clip(np.linalg.eigvalsh((product + product.T) / 2), 0, None)).sum()
+    difference = mean_a - mean_b
+    squared = difference @ difference + np.trace(covariance_a) + np.trace(covariance_b) - 2 * trace_of_root
+    return float(max(squared, 0.0))
+
+
+def kernel_distance(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> KernelDistance:
+    """KID (arXiv 1801.01401): unbiased squared MMD of features (N, D), (M, D) with kernel ``(x.y / D + 1)^3``.
+
+    Uses all pairs at once instead of random subsets, so it needs no seed; the interval comes from leaving out one
+    sample at a time, for which the row sums of the three kernel matrices suffice.
+
+    Raises:
+        ValueError: fewer than three samples in a set, or different feature sizes.
+    """
+    x, y = _checked(a), _checked(b)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"features of different size: {x.shape[1]} and {y.shape[1]}")
+    n, m = len(x), len(y)
+    kernel_xx, kernel_yy, kernel_xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    rows_x = kernel_xx.sum(axis=1) - kernel_xx.diagonal()
+    rows_y = kernel_yy.sum(axis=1) - kernel_yy.diagonal()
+    within_x, within_y, across = rows_x.sum(), rows_y.sum(), kernel_xy.sum()
+    value = within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * across / (n * m)
+    without_x = (
+        (within_x - 2 * rows_x) / ((n - 1) * (n - 2))
+        + within_y / (m * (m - 1))
+        - 2 * (across - kernel_xy.sum(axis=1)) / ((n - 1) * m)
+    )
+    without_y = (
+        within_x / (n * (n - 1))
+        + (within_y - 2 * rows_y) / ((m - 1) * (m - 2))
+        - 2 * (across - kernel_xy.sum(axis=0)) / (n * (m - 1))
+    )
+    variance = (n - 1) * without_x.var() + (m - 1) * without_y.var()
+    return KernelDistance(float(value), float(np.sqrt(variance)))
+
+
+def _kernel(x: FloatArray, y: FloatArray) -> FloatArray:
+    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
+
+
+def _checked(features: npt.NDArray[np.floating]) -> FloatArray:
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or len(x) < 3:
+        raise ValueError(f"expected features (N >= 3, D), got {x.shape}; raise evaluate.pictures")
+    return x
