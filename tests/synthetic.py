@@ -1,6 +1,8 @@
 """Finished artifacts made of random numbers, written through the project's own schema."""
 
+import json
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from smooth import store
+from smooth.config import resolve_model
 from smooth.data import schema
 
 SCALING_FACTOR = 0.5
@@ -54,3 +57,21 @@ def write_latents(
     }
     store.write_manifest(str(folder), manifest)
     return folder
+
+
+class Shapes(TypedDict):
+    """What a base model's latents and text embeddings look like."""
+
+    latent_shape: tuple[int, int, int]
+    text_shape: tuple[int, int]
+
+
+def shapes_of(base: str) -> Shapes:
+    """Shapes of the pipeline folder (or built-in name) ``base``."""
+    folder = Path(resolve_model(base))
+    unet, text = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "text_encoder"))
+    size = unet["sample_size"]
+    return {
+        "latent_shape": (unet["in_channels"], size, size),
+        "text_shape": (text["max_position_embeddings"], unet["cross_attention_dim"]),
+    }

@@ -1,0 +1,67 @@
+"""The Smooth LoRA: put on a UNet, and saved in the format that plain diffusers loads."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from smooth import store
+from smooth.config import LoraConfig
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+ADAPTER = "default"
+
+
+def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[nn.Parameter]:
+    """Freeze ``unet``, add a trainable adapter that starts as the identity, return its parameters.
+
+    The start depends on the seed alone, so every rank builds the same adapter.
+
+    Raises:
+        ValueError: no layer of the UNet is named by ``train.lora.targets``.
+    """
+    unet.requires_grad_(False)
+    settings = PeftLoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), init_lora_weights="gaussian"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            unet.add_adapter(settings, ADAPTER)
+        except ValueError as error:
+            raise ValueError(f"train.lora.targets={list(config.targets)} does not fit model.base: {error}") from error
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def lora_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The adapter's weights by their peft names, copied to float32 on the CPU."""
+    weights: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+    return {name: weight.detach().float().cpu().clone() for name, weight in weights.items()}
+
+
+def save_lora(folder: str, weights: dict[str, Tensor], unet: UNet2DConditionModel) -> str:
+    """Write ``weights`` (of :func:`lora_weights`) to ``pytorch_lora_weights.safetensors``; return its path.
+
+    The adapter's settings (rank, alpha, targets) go into the file's metadata: without them diffusers
+    takes alpha = rank. The file appears whole or not at all, on any fsspec path.
+    """
+    settings = unet.peft_config[ADAPTER].to_dict()
+    metadata = {key: _plain(value) for key, value in settings.items()}
+    with tempfile.TemporaryDirectory(prefix="smooth-lora-") as temporary:
+        StableDiffusionPipeline.save_lora_weights(
+            temporary, unet_lora_layers=weights, unet_lora_adapter_metadata=metadata
+        )
+        path = store.join(folder, WEIGHTS_NAME)
+        store.write_bytes(path, Path(temporary, WEIGHTS_NAME).read_bytes())
+    return path
+
+
+def _plain(value: object) -> object:
+    """A set as a sorted list, so that the same adapter gives the same bytes."""
+    return sorted(value) if isinstance(value, set) else value

@@ -1,0 +1,1 @@
+"""Fine-tuning: state, one step, the loop, the engine (DeepSpeed) and the launcher (Ray Train)."""

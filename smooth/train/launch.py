@@ -1,0 +1,185 @@
+"""The train stage: Ray Train starts the workers, restarts them after failures and keeps their checkpoints."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from smooth import cluster, store, tracking
+from smooth.config import RunConfig, TrainConfig, resolve_model
+from smooth.models.lora import WEIGHTS_NAME
+from smooth.train.loop import Place, Training, TrainJob
+from smooth.train.state import TrainError
+
+CHECKPOINTS_KEPT = 2
+CHECKPOINTS = "checkpoints"
+
+
+class Outcome(TypedDict):
+    """What rank 0 returns: how training ended, or why it can't go on."""
+
+    step: int
+    samples_seen: int
+    metrics: dict[str, float]
+    refused: str | None
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Fine-tune the base model on the cached latents; return the manifest of the train stage.
+
+    An interrupted stage goes on from its last checkpoint.
+
+    Raises:
+        ArtifactError: the latents are not there.
+        TrainError: the loss diverged, or the checkpoint in the folder doesn't fit this run.
+        ray.train.TrainingFailedError: workers failed more than ``train.max_failures`` times.
+    """
+    folder = config.stage_dir("train")
+    if store.is_complete(folder):
+        return store.read_manifest(folder)
+    started = time.monotonic()
+    latents = config.stage_dir("latents")
+    store.read_manifest(latents)
+    if not config.latents.cache_text:
+        raise ValueError("training reads cached text embeddings: set latents.cache_text=true")
+    base = resolve_model(config.model.base)
+    job = TrainJob(config, str(Path(base).resolve()) if Path(base).is_dir() else base, latents, folder)
+    cluster.connect()
+    fingerprint = config.fingerprint("train")
+    with tracking.start_run(config, name=f"train-{fingerprint[:8]}") as mlflow_run:
+        outcome = _train(job, mlflow_run.run_id)
+        if outcome["refused"]:
+            raise TrainError(outcome["refused"])
+        config_path = store.join(folder, "run_config.yaml")
+        store.write_bytes(config_path, config.to_yaml().encode())
+        for path in (config_path, store.join(folder, WEIGHTS_NAME)):
+            mlflow_run.log_artifact(path, "adapter")
+    manifest = {
+        "stage": "train",
+        "fingerprint": fingerprint,
+        "seconds": time.monotonic() - started,
+        "run_id": mlflow_run.run_id,
+        "base": config.model.base,
+        "steps": outcome["step"],
+        "samples_seen": outcome["samples_seen"],
+        "final": outcome["metrics"],
+        "summary": _summary(config.train, outcome),
+        "pictures": _pictures(folder),
+    }
+    return store.write_manifest(folder, manifest)
+
+
+def _train(job: TrainJob, run_id: str) -> Outcome:
+    config = job.config.train
+    cpus = _cpus_per_worker(config)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "run_id": run_id},
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": cpus, **({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            # Ray finds the checkpoints of an earlier, interrupted attempt under the same path and name.
+            storage_path=job.folder,
+            name=CHECKPOINTS,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            worker_runtime_env={
+                "env_vars": {
+                    # More threads than cores spin against each other: ten times slower.
+                    "OMP_NUM_THREADS": str(cpus),
+                    "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+                }
+            },
+        ),
+    )
+    outcome: Outcome = trainer.fit().return_value
+    return outcome
+
+
+def _cpus_per_worker(config: TrainConfig) -> int:
+    """A worker's share of the cluster's CPUs: it reserves what its threads use."""
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    share = int(sum(nodes)) // config.workers
+    return max(1, min(share, int(max(nodes, default=1))))
+
+
+def _worker(settings: dict[str, Any]) -> Outcome:
+    """One rank of the training, started by Ray Train inside a process group."""
+    job: TrainJob = settings["job"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    with ExitStack() as stack:
+        log, picture = _ignore, _ignore
+        if rank == 0:
+            mlflow_run = stack.enter_context(tracking.resume_run(settings["run_id"]))
+            log = mlflow_run.log_metrics
+
+            def picture(path: str, step: int) -> None:
+                mlflow_run.log_picture(path, "validation", step)
+
+        place = Place(rank, context.get_world_size(), _device(), log, picture, _report)
+        try:
+            with _restored() as folder:
+                state = Training(job, place).run(folder)
+        except TrainError as error:
+            # Raised alike on every rank. Returned, since Ray would start the workers again after an exception.
+            return Outcome(step=0, samples_seen=0, metrics={}, refused=str(error))
+    return Outcome(step=state.step, samples_seen=state.samples_seen, metrics=state.metrics, refused=None)
+
+
+def _ignore(*_: Any) -> None:
+    """Ranks other than 0 keep silent."""
+
+
+def _device() -> torch.device:
+    device: torch.device = get_device()
+    return device
+
+
+@contextmanager
+def _restored() -> Iterator[Path | None]:
+    """The local folder of the checkpoint to continue from, if there is one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def _report(write: Callable[[Path], None], step: int) -> None:
+    """Let every rank write its files, and Ray merge them into one checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="smooth-checkpoint-") as temporary:
+        write(Path(temporary))
+        checkpoint = ray.train.Checkpoint.from_directory(temporary)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
+
+
+def _summary(config: TrainConfig, outcome: Outcome) -> dict[str, float | int | str]:
+    rounded: Mapping[str, float] = {name: float(f"{value:.4g}") for name, value in outcome["metrics"].items()}
+    return {
+        "steps": outcome["step"],
+        "samples": outcome["samples_seen"],
+        "workers": config.workers,
+        "ZeRO stage": config.zero_stage,
+        **rounded,
+    }
+
+
+def _pictures(folder: str) -> list[str]:
+    fs, inner = store.filesystem(store.join(folder, "validation"))
+    names = sorted(Path(path).name for path in fs.glob(f"{inner}/*.png"))
+    return [f"validation/{name}" for name in names]

@@ -1,0 +1,145 @@
+"""The training loop on one rank: load, step, log, checkpoint, validate. The mathematics is in step.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from smooth import progress, store
+from smooth.config import RunConfig
+from smooth.data.loader import LatentLoader, LatentsDataset
+from smooth.diffusion.schedule import NoiseSchedule
+from smooth.diffusion.variation import StepwiseVariation
+from smooth.models.lora import save_lora
+from smooth.models.pipeline import load_pipeline
+from smooth.train.engine import Engine
+from smooth.train.state import TrainState
+from smooth.train.step import StepResult, TrainingStep
+from smooth.train.validation import Validator
+
+PROGRESS_LINES = 50  # of a whole run
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every rank of a training is told. Folders are absolute: ranks run in directories of their own."""
+
+    config: RunConfig
+    base: str  # the resolved model.base
+    latents: str  # finished latents folder
+    folder: str  # the train stage's folder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs, and whom it tells. Only rank 0's ``log`` and ``picture`` are called."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+    log: Callable[[Mapping[str, float], int], None]  # (metrics, step)
+    picture: Callable[[str, int], None]  # (path of a PNG, step)
+    checkpoint: Callable[[Callable[[Path], None], int], None]  # (writes a rank's files into a folder, step)
+
+
+class Training:
+    """Everything that one rank holds."""
+
+    def __init__(self, job: TrainJob, place: Place) -> None:
+        """Load model and data; shard the model. Every rank calls it."""
+        config = job.config
+        self.job, self.place = job, place
+        pipeline = load_pipeline(job.base, revision=config.model.revision)
+        self.vae = pipeline.vae.to(place.device) if place.rank == 0 else None
+        schedule = NoiseSchedule(pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type)
+        dataset = LatentsDataset(job.latents)
+        self.loader = LatentLoader(
+            dataset, seed=config.seed, timesteps=schedule.steps, caption_dropout=config.train.caption_dropout
+        )
+        self.validator = Validator(
+            pipeline.scheduler, dataset, seed=config.seed, guidance=config.evaluate.guidance, device=place.device
+        )
+        self.engine = Engine(pipeline.unet, config.train, config.seed, place.device)
+        self.variation = StepwiseVariation(config.train.variation)
+        self.train_step = TrainingStep(self.engine, schedule.to(place.device), self.variation)
+        self.state = TrainState(seed=config.seed, workers=place.ranks)
+
+    def run(self, restore: Path | None) -> TrainState:
+        """Train to the last step, from the checkpoint in ``restore`` if there is one; write the adapter."""
+        if restore is not None:
+            self.load(restore)
+        config = self.job.config.train
+        while self.state.step < config.steps:
+            self.advance()
+            last = self.state.step == config.steps
+            if self.state.step % config.checkpoint_every == 0 or last:
+                self.place.checkpoint(self.save, self.state.step)
+            if self.state.step % config.validate_every == 0 or last:
+                self.validate()
+        weights = self.engine.lora_weights()
+        if self.place.rank == 0:
+            save_lora(self.job.folder, weights, self.engine.unet)
+        return self.state
+
+    def advance(self) -> None:
+        """One optimizer step and its log."""
+        started = time.monotonic()
+        state, config = self.state, self.job.config.train
+        batches = self.loader.micro_batches(
+            state.samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
+        )
+        result = self.train_step(batches, state.step + 1)
+        state.step += 1
+        state.samples_seen += config.global_batch_size
+        state.metrics = self._metrics(result, config.global_batch_size / (time.monotonic() - started))
+        if self.place.rank == 0:
+            self.place.log(state.metrics, state.step)
+            if state.step % max(1, config.steps // PROGRESS_LINES) == 0 or state.step in (1, config.steps):
+                facts = {name: float(f"{value:.4g}") for name, value in state.metrics.items()}
+                progress.report("train", state.step, config.steps, "steps", **facts)
+
+    def _metrics(self, result: StepResult, samples_per_second: float) -> dict[str, float]:
+        return {
+            **result.metrics(),
+            "samples_per_second": samples_per_second,
+            "learning_rate": self.engine.learning_rate,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of a checkpoint."""
+        self.state.variation = self.variation.state_dict()
+        self.engine.save(folder)
+        if self.place.rank == 0:
+            self.state.save(folder)
+            (folder / "deepspeed.json").write_text(json.dumps(self.engine.settings, indent=2) + "\n")
+            (folder / "run_config.yaml").write_text(self.job.config.to_yaml())
+
+    def load(self, folder: Path) -> None:
+        """Continue from the checkpoint of all ranks in ``folder``.
+
+        Raises:
+            TrainError: it was made with another seed or number of workers.
+        """
+        state = TrainState.load(folder)
+        state.check_resumable(self.job.config.seed, self.place.ranks)
+        self.engine.load(folder)
+        if state.variation is not None:
+            self.variation.load_state_dict(state.variation)
+        self.state = state
+
+    def validate(self) -> None:
+        """Draw the validation pictures on rank 0; the others wait, or take part where the weights are sharded."""
+        if self.vae is not None or self.engine.gathers_weights:
+            latents = self.validator.sample(self.engine)
+            if self.vae is not None:
+                path = store.join(self.job.folder, "validation", f"step-{self.state.step:06d}.png")
+                store.write_bytes(path, self.validator.picture(latents, self.vae))
+                self.place.picture(path, self.state.step)
+        if dist.is_initialized():
+            dist.barrier()

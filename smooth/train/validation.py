@@ -1,0 +1,63 @@
+"""Pictures drawn while training: always the same prompts and noises, so that progress can be seen."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import cast
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from PIL import Image
+from torch import Tensor
+
+from smooth.data.loader import LatentsDataset, Stream, generator
+from smooth.diffusion.variation import Denoiser
+
+PICTURES = 8
+STEPS = 12  # enough to see what is drawn; quality is measured by the evaluate stage
+
+
+class Validator:
+    """Samples the first captions of the data set with fixed noises by a few DDIM steps."""
+
+    def __init__(
+        self, scheduler: DDIMScheduler, dataset: LatentsDataset, *, seed: int, guidance: float, device: torch.device
+    ) -> None:
+        self.scheduler = scheduler
+        self.guidance = guidance
+        self.scaling_factor = dataset.scaling_factor
+        rows = range(min(PICTURES, len(dataset)))
+        draws = [generator(seed, row, Stream.VALIDATION).standard_normal(dataset.latent_shape) for row in rows]
+        self.noise = torch.from_numpy(np.stack(draws)).float().to(device)
+        texts = np.stack([dataset.row(row)[1] for row in rows])
+        self.text = torch.from_numpy(texts).float().to(device)
+        self.null_text = dataset.null_text.to(device).expand_as(self.text)
+
+    @torch.no_grad()
+    def sample(self, network: Denoiser) -> Tensor:
+        """Denoised latents, BxCxHxW float32, with classifier-free guidance."""
+        self.scheduler.set_timesteps(STEPS)
+        latents = self.noise * self.scheduler.init_noise_sigma
+        both_texts = torch.cat([self.null_text, self.text])
+        for timestep in self.scheduler.timesteps:
+            timesteps = timestep.to(latents.device).expand(len(both_texts))
+            free, guided = network(torch.cat([latents, latents]), timesteps, both_texts).chunk(2)
+            output = free + self.guidance * (guided - free)
+            latents = cast(Tensor, self.scheduler.step(output, timestep, latents).prev_sample)
+        return latents
+
+    @torch.no_grad()
+    def picture(self, latents: Tensor, vae: AutoencoderKL) -> bytes:
+        """The decoded latents as one PNG, in rows of four."""
+        decoded = vae.decode((latents / self.scaling_factor).to(vae.device, vae.dtype)).sample
+        pixels = ((decoded.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        count, height, width, _ = pixels.shape
+        columns = min(4, count)
+        grid = Image.new("RGB", (columns * width, math.ceil(count / columns) * height), "white")
+        for number, picture in enumerate(pixels):
+            grid.paste(Image.fromarray(picture), ((number % columns) * width, (number // columns) * height))
+        buffer = io.BytesIO()
+        grid.save(buffer, "PNG")
+        return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Tests: unit (mirrors smooth/), numerics (independent references), integration (real services), benchmarks."""

@@ -1,0 +1,67 @@
+"""A saved adapter means to plain diffusers what it meant to the training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from smooth.config import LoraConfig
+from smooth.models.lora import WEIGHTS_NAME, add_lora, lora_weights, save_lora
+from smooth.models.pipeline import load_pipeline
+
+
+def _inputs(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    size = unet.config.sample_size
+    return {
+        "sample": torch.randn(2, unet.config.in_channels, size, size, generator=generator),
+        "timestep": torch.tensor([10, 700]),
+        "encoder_hidden_states": torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator),
+    }
+
+
+@torch.no_grad()
+def _output(unet: UNet2DConditionModel) -> Tensor:
+    return unet(**_inputs(unet)).sample
+
+
+def test_plain_diffusers_loads_the_adapter_to_the_same_output(tiny_base: str, tmp_path: Path) -> None:
+    pipeline = load_pipeline(tiny_base)
+    before = _output(pipeline.unet)
+    # alpha unlike rank: a file without the adapter's settings would load at half the strength
+    parameters = add_lora(pipeline.unet, LoraConfig(rank=4, alpha=8), seed=1)
+    torch.testing.assert_close(_output(pipeline.unet), before)
+    torch.manual_seed(2)
+    for parameter in parameters:
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    trained = _output(pipeline.unet)
+    assert (trained - before).abs().max() > 1e-3
+
+    path = save_lora(str(tmp_path / "adapter"), lora_weights(pipeline.unet), pipeline.unet)
+    assert path == str(tmp_path / "adapter" / WEIGHTS_NAME)
+    plain = load_pipeline(tiny_base)
+    plain.load_lora_weights(str(tmp_path / "adapter"))
+    torch.testing.assert_close(_output(plain.unet), trained, rtol=0, atol=1e-5)
+
+
+def test_start_depends_on_the_seed_alone_and_trains_only_the_adapter(tiny_base: str) -> None:
+    starts = []
+    for noise, seed in ((0, 1), (5, 1), (0, 2)):
+        unet = load_pipeline(tiny_base).unet
+        torch.manual_seed(noise)
+        random_state = torch.get_rng_state()
+        parameters = add_lora(unet, LoraConfig(), seed)
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert {id(parameter) for parameter in parameters} == {
+            id(parameter) for name, parameter in unet.named_parameters() if "lora_" in name
+        }
+        starts.append(lora_weights(unet))
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+    assert not all(torch.equal(starts[0][name], starts[2][name]) for name in starts[0])
+
+
+def test_targets_that_fit_no_layer_are_refused(tiny_base: str) -> None:
+    with pytest.raises(ValueError, match=r"train\.lora\.targets=\['to_nothing'\]"):
+        add_lora(load_pipeline(tiny_base).unet, LoraConfig(targets=("to_nothing",)), seed=0)
