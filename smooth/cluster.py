@@ -26,7 +26,7 @@ from smooth import progress, store
 from smooth.config import RunConfig, Stage
 from smooth.settings import Services
 
-TAIL_LINES = 15
+TAIL_LINES = 8
 STOP_SECONDS = 20.0
 USER_ERROR_EXIT = 2
 

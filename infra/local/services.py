@@ -164,6 +164,11 @@ class PrefectServer(Service):
         """The server in the foreground."""
         return [program("prefect"), "server", "start", f"--host={HOST}", f"--port={self.number(PREFECT_PORT)}"]
 
+    def environment(self) -> dict[str, str]:
+        """With logs streamed to followers (``prefect deployment run --watch``, the demo)."""
+        streams = ("PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED", "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED")
+        return super().environment() | dict.fromkeys(streams, "true")
+
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
         """Whether the server answers."""
         return http.is_ok(f"{self.url()}/api/health")

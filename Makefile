@@ -1,0 +1,55 @@
+# Everything runs inside .venv, which `make setup` makes from the lock. No target needs an activated environment.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+SMOOTH_HOME ?= .smooth
+STAMP := .venv/.smooth-setup
+.PHONY: setup demo test lint bench cluster-up cluster-down cluster-status clean help
+
+setup: $(STAMP)  ## Make .venv with every locked version (once; minutes, 7 GB)
+
+# --no-deps: the lock is complete, and img2dataset would pull in `dataclasses`, a backport that breaks Prefect.
+$(STAMP): infra/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Smooth needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setting up .venv from infra/requirements.lock: some minutes, 7 GB"
+	@begin=$$SECONDS; \
+	  $(PYTHON) -m venv .venv; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/requirements.lock; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	  touch $(STAMP); echo "set up in $$((SECONDS - begin)) s"
+
+demo: cluster-up  ## Run the whole chain on this machine and show base against smooth
+	@$(BIN)/python -m flows.demo
+
+test: setup  ## Run all tests, with real Ray, Prefect, MLflow and HTTP
+	$(BIN)/python -m pytest
+
+lint: setup  ## Check style, types and the rule of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layering.py
+
+bench: setup  ## Run the benchmarks
+	@for script in tests/benchmarks/*.py; do \
+	  [[ -f $$script ]] || { echo "there are no benchmarks yet"; break; }; \
+	  echo "== $$script"; $(BIN)/python "$$script"; done
+
+cluster-up: setup  ## Start Ray, MLflow and Prefect on loopback
+	@$(BIN)/python -m infra.local up
+
+cluster-down:  ## Stop what cluster-up started
+	@[[ ! -f $(STAMP) ]] || $(BIN)/python -m infra.local down
+
+cluster-status: setup  ## Tell the health of each service
+	@$(BIN)/python -m infra.local status
+
+clean: cluster-down  ## Stop the cluster; remove caches, artifacts and databases (not .venv)
+	@rm -rf "$(SMOOTH_HOME)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find flows infra smooth tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
