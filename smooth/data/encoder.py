@@ -1,0 +1,116 @@
+"""The base model's VAE and text encoder as one batch function: pixels and captions in, half precision out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from smooth.models.pipeline import load_pipeline
+
+NON_FINITE = "non_finite"
+
+
+class Encoder:
+    """A Ray Data actor that holds the encoders; also usable directly."""
+
+    def __init__(
+        self, base: str, revision: str | None, cache_text: bool, *, batch_size: int = 1, cuda: bool = False
+    ) -> None:
+        """Load ``base``; ``cache_text`` False gives token ids instead of embeddings.
+
+        Every call of a network sees exactly ``batch_size`` rows (short batches are padded): kernels
+        round differently for different shapes, and a row's numbers must not depend on its company.
+        """
+        self.device = torch.device("cuda" if cuda else "cpu")
+        # Any: pipelines set their parts as attributes at run time, unknown to type checkers.
+        self.pipeline: Any = load_pipeline(base, revision=revision, device=self.device)
+        self.pipeline.unet = None  # it has no part in this and is most of the memory
+        self.cache_text = cache_text
+        self.batch_size = batch_size
+
+    @property
+    def scaling_factor(self) -> float:
+        """What latents are multiplied with before the UNet sees them; the moments are not."""
+        return float(self.pipeline.vae.config.scaling_factor)
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the latents of a square picture.
+
+        Raises:
+            ValueError: the VAE's downsampling does not divide ``image_size``.
+        """
+        factor = int(self.pipeline.vae_scale_factor)
+        if image_size % factor:
+            raise ValueError(
+                f"latents.image_size={image_size} is not a multiple of the VAE's downsampling {factor}; "
+                f"use {image_size // factor * factor or factor}"
+            )
+        side = image_size // factor
+        return int(self.pipeline.vae.config.latent_channels), side, side
+
+    def hashes(self) -> dict[str, str]:
+        """Digests of what decides the numbers: ``vae`` and ``text_encoder`` (its tokenizer included)."""
+        vocabulary = json.dumps(self.pipeline.tokenizer.get_vocab(), sort_keys=True)
+        return {
+            "vae": _digest(self.pipeline.vae),
+            "text_encoder": _digest(self.pipeline.text_encoder, vocabulary.encode()),
+        }
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Replace ``pixels`` (N, S, S, 3) uint8 by ``moments`` (N, 2C, H, W) float16 and ``text``.
+
+        Rows that have a failure keep it; those whose moments or text are not finite in half precision get one.
+        """
+        moments = self.moments(batch["pixels"])
+        text = self.texts([str(caption) for caption in batch["caption"]])
+        finite = np.isfinite(moments).all(axis=(1, 2, 3)) & np.isfinite(text).reshape(len(text), -1).all(axis=1)
+        failure = np.where(finite | (batch["failure"] != ""), batch["failure"], NON_FINITE)
+        kept = {name: batch[name] for name in ("key", "caption", "crop", "original_size")}
+        return {**kept, "moments": moments, "text": text, "failure": failure}
+
+    @torch.inference_mode()
+    def moments(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        """Mean and log-variance (clamped to -30..20 as diffusers samples it) of the posterior.
+
+        (N, S, S, 3) uint8 -> (N, 2C, H, W) float16, not multiplied by the scaling factor.
+        """
+        padded = torch.from_numpy(_pad(pixels, self.batch_size)).to(self.device)
+        scaled = padded.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+        posterior = self.pipeline.vae.encode(scaled).latent_dist
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)[: len(pixels)]
+        # Values beyond half precision become infinite here, and are found by the caller.
+        half: npt.NDArray[np.float16] = moments.to(torch.float16).cpu().numpy()
+        return half
+
+    @torch.inference_mode()
+    def texts(self, captions: list[str]) -> npt.NDArray[Any]:
+        """Embeddings (N, L, D) float16, or token ids (N, L) int32; long captions are cut as in sampling."""
+        if not self.cache_text:
+            tokenizer = self.pipeline.tokenizer
+            tokens = tokenizer(
+                captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True
+            ).input_ids
+            return np.asarray(tokens, np.int32)
+        padded = captions + captions[-1:] * (-len(captions) % self.batch_size)
+        embeddings, _ = self.pipeline.encode_prompt(padded, self.device, 1, False)
+        half: npt.NDArray[np.float16] = embeddings[: len(captions)].to(torch.float16).cpu().numpy()
+        return half
+
+
+def _pad(rows: npt.NDArray[Any], multiple: int) -> npt.NDArray[Any]:
+    """Repeat the last row until the number of rows is a multiple."""
+    return np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % multiple, axis=0)])
+
+
+def _digest(module: torch.nn.Module, extra: bytes = b"") -> str:
+    digest = hashlib.sha256(extra)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,28 @@
+"""Fixtures that several rooms share: a Ray of the tests' own, and the small base model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_base() -> str:
+    """Name or folder of the base model under test; ``SMOOTH_TEST_BASE`` puts another in its place."""
+    return os.environ.get("SMOOTH_TEST_BASE", "builtin:tiny")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of two CPUs in this session, joined by `smooth.cluster.connect`."""
+    import ray
+
+    # Not under pytest's tmp_path: the sockets' paths would be too long.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level=logging.WARNING)
+        yield
+        ray.shutdown()
