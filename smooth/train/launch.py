@@ -100,6 +100,8 @@ def _train(job: TrainJob, run_id: str) -> Outcome:
                 "env_vars": {
                     # More threads than cores spin against each other: ten times slower.
                     "OMP_NUM_THREADS": str(cpus),
+                    # Ray's replacement of print() writes every line twice, to the log and to the stream.
+                    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
                     "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
                 }
             },

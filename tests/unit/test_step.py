@@ -1,0 +1,102 @@
+"""One training step on one process, with a linear network in the engine's place."""
+
+from dataclasses import replace
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smooth.config import VariationConfig
+from smooth.data.loader import Batch
+from smooth.diffusion.schedule import NoiseSchedule
+from smooth.diffusion.variation import StepwiseVariation
+from smooth.train.engine import Engine
+from smooth.train.state import DivergenceError
+from smooth.train.step import TrainingStep
+
+SHAPE = (1, 3, 3)
+
+
+class PlainEngine:
+    """The engine's interface over plain autograd and gradient descent."""
+
+    def __init__(self, micro_steps: int) -> None:
+        self.device = torch.device("cpu")
+        self.layer = nn.Linear(9, 9)
+        with torch.no_grad():
+            self.layer.weight.copy_(0.1 * torch.arange(81.0).reshape(9, 9) / 81)
+            self.layer.bias.zero_()
+        self.micro_steps = micro_steps
+        self.ended = 0
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        return self.layer(noisy.flatten(1)).reshape(noisy.shape)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.micro_steps).backward()
+
+    def step(self) -> None:
+        self.ended += 1
+        if self.ended % self.micro_steps == 0:
+            with torch.no_grad():
+                for parameter in self.layer.parameters():
+                    assert parameter.grad is not None
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+
+
+def _batch(count: int = 4) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    latents, noise, direction = torch.randn(3, count, *SHAPE, generator=generator).unbind()
+    timesteps = torch.arange(count) * 20
+    return Batch(latents, noise, timesteps, direction / 3, torch.zeros(count, 1, 1), torch.arange(100, 100 + count))
+
+
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    pieces = {name: value.chunk(parts) for name, value in vars(batch).items()}
+    return [Batch(**{name: value[part] for name, value in pieces.items()}) for part in range(parts)]
+
+
+def _step(engine: PlainEngine, weight: float) -> TrainingStep:
+    schedule = NoiseSchedule(torch.linspace(0.99, 0.1, 100), "epsilon")
+    return TrainingStep(cast(Engine, engine), schedule, StepwiseVariation(VariationConfig(weight=weight)))
+
+
+def test_accumulating_micro_steps_equals_the_whole_batch_at_once() -> None:
+    whole, split = PlainEngine(1), PlainEngine(4)
+    steps = {1: _step(whole, weight=0.5), 4: _step(split, weight=0.5)}
+    for number in (1, 2, 3):
+        results = [steps[parts](_split(_batch(), parts), number) for parts in (1, 4)]
+        assert results[0].metrics() == pytest.approx(results[1].metrics(), rel=1e-4)
+    torch.testing.assert_close(whole.layer.weight, split.layer.weight)
+    assert steps[1].variation.target == pytest.approx(steps[4].variation.target)
+
+
+def test_first_target_is_the_first_mean_and_loss_is_the_weighted_sum() -> None:
+    result = _step(PlainEngine(1), weight=0.5)([_batch()], 1)
+    assert result.target == pytest.approx(result.norm)
+    assert result.regularizer is not None
+    assert result.loss == pytest.approx(result.loss_base + 0.5 * result.regularizer)
+
+
+def test_without_weight_the_regularizer_is_neither_computed_nor_reported() -> None:
+    step = _step(PlainEngine(1), weight=0)
+    assert step([_batch()], 1).metrics().keys() == {"loss", "loss_base"}
+    assert step.variation.target is None
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples(weight: float) -> None:
+    engine = PlainEngine(2)
+    step = _step(engine, weight)
+    step(_split(_batch(), 2), 1)
+    before = engine.layer.weight.detach().clone()
+    target = step.variation.target
+    broken = _batch()
+    latents = broken.latents.clone()
+    latents[2, 0, 0, 0] = torch.inf
+    with pytest.raises(DivergenceError, match=r"step 7, sample indices \[102\]"):
+        step(_split(replace(broken, latents=latents), 2), 7)
+    assert torch.equal(engine.layer.weight, before)
+    assert step.variation.target == target
