@@ -60,7 +60,7 @@ class Screen:
             self._status.update(text)
         elif time.monotonic() - self._told_at >= QUIET_SECONDS:
             self._told_at = time.monotonic()
-            self._console.print(f"    {text}", highlight=False)
+            self._console.print(f"    {text}", highlight=False, soft_wrap=True)
 
     def _change(self, stage: str, change: str, event: Event) -> None:
         now = event.occurred.timestamp()
@@ -139,8 +139,11 @@ def main(
         config = RunConfig.load(preset, overrides)
     except ConfigError as error:
         _fail(str(error))
-    with temporary_settings({PREFECT_API_URL: api}):
-        flow_run = asyncio.run(run(preset, overrides, console))
+    try:
+        with temporary_settings({PREFECT_API_URL: api}):
+            flow_run = asyncio.run(run(preset, overrides, console))
+    except KeyboardInterrupt:
+        _fail("stopped watching; the flow run goes on (its page above has the button that cancels it)")
     if flow_run.state is None or not flow_run.state.is_completed():
         _fail(flow_run.state.message or "no message" if flow_run.state else "the flow run has no state")
     show_results(config, console)

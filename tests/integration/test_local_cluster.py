@@ -1,0 +1,144 @@
+"""The local cluster with its real services: up, up again, wounded and healed, down to the last process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.local import http, processes
+from infra.local.cluster import DEPLOYMENT
+from infra.local.layout import HOST
+from infra.local.processes import Record
+from infra.local.services import SERVICES
+from smooth.cluster import StageError, submit_stage
+from smooth.config import RunConfig
+from tests.clusters import ScratchCluster
+
+# Ray's job client passes ssl=None, which newer aiohttp deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated, please use ssl=True:DeprecationWarning")
+
+NAMES = [service.name for service in SERVICES]
+
+
+def all_processes(cluster: ScratchCluster) -> list[psutil.Process]:
+    return [
+        process
+        for name in NAMES
+        for process in processes.members(
+            processes.read_record(cluster.layout.record(name)), cluster.layout.marker(name)
+        )
+    ]
+
+
+def test_a_taken_port_is_named_with_its_variable_and_nothing_is_started(stopped_cluster: ScratchCluster) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = stopped_cluster.local("up", SMOOTH_MLFLOW_PORT=port)
+    assert result.returncode == 2
+    assert f"port {port} of MLflow is taken by process" in result.stderr
+    assert "set SMOOTH_MLFLOW_PORT to another port" in result.stderr
+    assert all_processes(stopped_cluster) == []
+
+
+def test_a_port_must_be_a_number(stopped_cluster: ScratchCluster) -> None:
+    result = stopped_cluster.local("up", SMOOTH_PREFECT_PORT="many")
+    assert result.returncode == 2
+    assert "SMOOTH_PREFECT_PORT='many' is not a port number" in result.stderr
+
+
+def test_every_service_answers(cluster: ScratchCluster) -> None:
+    status = cluster.status()
+    assert list(status) == NAMES
+    assert {part["status"] for part in status.values()} == {"healthy"}
+    assert http.is_ok(f"{cluster.state['mlflow_uri']}/health")
+    assert http.is_ok(f"{cluster.state['prefect_api']}/deployments/name/{DEPLOYMENT}")
+
+
+def test_ray_wants_the_token_and_only_this_user_can_read_it(cluster: ScratchCluster) -> None:
+    jobs = f"{cluster.state['ray_dashboard']}/api/jobs/"
+    answer = http.request(jobs)
+    assert answer is not None
+    assert answer[0] == 401
+    assert http.is_ok(jobs, {"Authorization": f"Bearer {cluster.layout.token.read_text()}"})
+    assert stat.S_IMODE(cluster.layout.token.stat().st_mode) == 0o600
+
+
+def test_up_again_changes_nothing(cluster: ScratchCluster) -> None:
+    before = cluster.status()
+    result = cluster.local("up")
+    assert result.returncode == 0
+    assert "nothing was changed" in result.stdout
+    assert cluster.status() == before
+
+
+def test_a_running_service_can_not_be_moved_by_a_variable(cluster: ScratchCluster) -> None:
+    result = cluster.local("up", SMOOTH_PREFECT_PORT="4999")
+    assert result.returncode == 2
+    assert "`make cluster-down` first" in result.stderr
+
+
+def test_a_killed_service_is_noticed_and_started_again_alone(cluster: ScratchCluster) -> None:
+    before = cluster.status()
+    psutil.Process(before["mlflow"]["pid"]).kill()
+    assert cluster.status()["mlflow"]["status"] == "stopped"
+    result = cluster.local("up")
+    assert "started mlflow in" in result.stdout, result.stderr
+    after = cluster.status()
+    assert {part["status"] for part in after.values()} == {"healthy"}
+    assert [name for name in NAMES if after[name]["pid"] != before[name]["pid"]] == ["mlflow"]
+
+
+@pytest.fixture
+def config(cluster: ScratchCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunConfig:
+    """A run on the tests' cluster whose base model does not matter to its first stage."""
+    monkeypatch.setenv("SMOOTH_HOME", str(cluster.layout.home))
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return RunConfig.load("tiny", ["model.base=someone/some-model", f"storage.root={tmp_path}"])
+
+
+def test_a_stage_without_its_input_fails_with_a_clear_message(config: RunConfig) -> None:
+    with submit_stage("latents", config) as job, pytest.raises(StageError, match="no finished artifact") as failure:
+        list(job.follow())
+    assert not failure.value.retryable
+
+
+def test_the_same_work_is_found_again_and_an_interruption_stops_it(config: RunConfig) -> None:
+    job = submit_stage("ingest", config)
+    again = submit_stage("ingest", config)
+    assert (again.job_id, again.attached, job.attached) == (job.job_id, True, False)
+    with pytest.raises(KeyboardInterrupt), job:
+        raise KeyboardInterrupt
+    with pytest.raises(StageError, match="it was stopped"):
+        list(again.follow())
+    later = submit_stage("ingest", config)
+    later.stop()
+    assert (later.attached, later.job_id) == (False, f"smooth-ingest-{config.fingerprint('ingest')}-2")
+
+
+def test_down_leaves_no_process_and_no_state(cluster: ScratchCluster) -> None:
+    assert len(all_processes(cluster)) >= len(NAMES)
+    pids = {part["pid"] for part in cluster.status().values()}
+    result = cluster.local("down")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("stopped worker")
+    assert all_processes(cluster) == []
+    assert not pids & set(psutil.pids())
+    assert not cluster.layout.state.exists()
+    assert not cluster.layout.ray_folder.exists()
+    assert {part["status"] for part in cluster.status().values()} == {"stopped"}
+    assert "nothing of the cluster was running" in cluster.local("down").stdout
+
+
+def test_a_later_process_with_the_pid_of_a_record_is_not_ours(tmp_path: Path) -> None:
+    own = psutil.Process()
+    assert Record(pid=own.pid, created=own.create_time()).process() == own
+    assert Record(pid=own.pid, created=own.create_time() - 100).process() is None
+    half = tmp_path / "ray.json"
+    half.write_text(json.dumps({"pid": 1})[:-2])
+    assert processes.read_record(half) is None
