@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from diffusers import StableDiffusionPipeline
 
 PARALLEL_RADIANS = 1e-4  # below this angle the sines of slerp cancel and the straight line is as exact
 
@@ -49,8 +48,8 @@ def slerp(start: torch.Tensor, end: torch.Tensor, ratio: float) -> torch.Tensor:
     return mixed.reshape(start.shape).to(start.dtype)
 
 
-def latent_shape(pipeline: StableDiffusionPipeline, image_size: int) -> tuple[int, int, int]:
-    """Shape (C, h, w) of the noise for square pictures of ``image_size`` pixels.
+def latent_shape(pipeline: Any, image_size: int) -> tuple[int, int, int]:
+    """Shape (C, h, w) of a Stable Diffusion pipeline's noise for square pictures of ``image_size`` pixels.
 
     Raises:
         ValueError: the size is no multiple of the VAE's downsampling.
@@ -63,12 +62,12 @@ def latent_shape(pipeline: StableDiffusionPipeline, image_size: int) -> tuple[in
 
 @torch.inference_mode()
 def sample(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], noises: torch.Tensor, *, steps: int, guidance: float
+    pipeline: Any, prompts: Sequence[str], noises: torch.Tensor, *, steps: int, guidance: float
 ) -> npt.NDArray[np.uint8]:
     """Pictures of ``prompts`` from ``noises`` by the pipeline's own deterministic DDIM.
 
     Args:
-        pipeline: with a DDIM scheduler, as ``load_pipeline`` gives it.
+        pipeline: a ``StableDiffusionPipeline`` with a DDIM scheduler, as ``load_pipeline`` gives it.
         prompts: B texts.
         noises: (B, C, h, w), unit variance.
         steps: DDIM steps, eta 0.
@@ -78,7 +77,7 @@ def sample(
         (B, H, W, 3) uint8, 0 to 255.
     """
     latents = noises.to(device=pipeline.device, dtype=pipeline.dtype)
-    pictures = pipeline(
+    pictures: npt.NDArray[np.float32] = pipeline(
         prompt=list(prompts),
         latents=latents,
         num_inference_steps=steps,

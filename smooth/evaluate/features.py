@@ -53,7 +53,7 @@ class FeatureNetwork:
         """
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
             raise ValueError(f"expected pictures (B, H, W, 3) uint8, got {pictures.shape} {pictures.dtype}")
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float()
+        x = torch.tensor(pictures, device=self.device).permute(0, 3, 1, 2).float()
         size = (self.input_size, self.input_size)
         if x.shape[2:] != size:
             x = functional.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)

@@ -75,7 +75,8 @@ def deviation(distances: FloatArray) -> FloatArray:
 def variation_coefficient(distances: FloatArray) -> FloatArray:
     """Deviation over mean of each prompt's distances, (P,): ISTD free of the pictures' contrast. 0 for no change."""
     mean = distances.mean(axis=1)
-    return np.divide(deviation(distances), mean, out=np.zeros_like(mean), where=mean > 0)
+    ratio: FloatArray = np.divide(deviation(distances), mean, out=np.zeros_like(mean), where=mean > 0)
+    return ratio
 
 
 def bootstrap(values: FloatArray, seed: int, statistic: Callable[..., FloatArray] = np.mean) -> Interval:

@@ -45,7 +45,8 @@ class Metric:
         if different:
             pairs = ", ".join(f"{key}: {self.stamp.get(key)} against {other.stamp.get(key)}" for key in different)
             raise StampError(
-                f"{self.name} of {self.model} and {other.model} do not compare ({pairs}); measure both with one protocol"
+                f"{self.name} of {self.model} and {other.model} do not compare ({pairs}); "
+                "measure both with one protocol"
             )
         if self.value is None or other.value is None:
             raise StampError(f"{self.name}: no value for {self.model if self.value is None else other.model}")

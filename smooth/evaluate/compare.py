@@ -1,0 +1,115 @@
+"""From what was measured of two models to metrics with intervals, and to the table that people read."""
+
+from __future__ import annotations
+
+from typing import Protocol as Typing
+
+import numpy as np
+import numpy.typing as npt
+
+from smooth.evaluate import features, istd
+from smooth.evaluate.frechet import frechet_distance, kernel_distance, moments
+from smooth.evaluate.metric import Metric
+from smooth.evaluate.protocol import Protocol
+
+ISTD = "ISTD"
+DISTANCE = "neighbour distance"
+COEFFICIENT = "variation coefficient"
+KID = f"KID ({features.NAME}) x1000"
+FRECHET = f"Fréchet distance ({features.NAME})"
+FID = "FID (Inception-v3)"
+
+_KEYS = {
+    ISTD: "istd",
+    DISTANCE: "neighbour_distance",
+    COEFFICIENT: "variation_coefficient",
+    KID: "kid_efficientnet_lite0_x1000",
+    FRECHET: "frechet_efficientnet_lite0",
+}
+
+
+class Measured(Typing):
+    """What is needed of a model's measurement."""
+
+    @property
+    def distances(self) -> npt.NDArray[np.float64]:
+        """(P, F - 1) distances of neighbouring frames."""
+
+    @property
+    def features(self) -> npt.NDArray[np.float32]:
+        """(N, D) features of single pictures."""
+
+
+def metrics_of(
+    protocol: Protocol, base: Measured, smooth: Measured, reference: npt.NDArray[np.float32]
+) -> list[Metric]:
+    """All metrics of base and fine-tuned, and the paired difference of ISTD over prompts."""
+    metrics = []
+    for name, measured in (("base", base), ("smooth", smooth)):
+        metrics += _smoothness(protocol, name, measured.distances)
+        metrics += _quality(protocol, name, measured.features, reference)
+    difference = istd.deviation(smooth.distances) - istd.deviation(base.distances)
+    metrics.append(_per_prompt(protocol, ISTD, "smooth - base", difference))
+    return metrics
+
+
+def metric_key(metric: Metric) -> str:
+    """Name of a metric in MLflow, for example ``evaluate/istd_smooth``."""
+    model = metric.model.replace("smooth - base", "difference")
+    return f"evaluate/{_KEYS[metric.name]}_{model}"
+
+
+def _per_prompt(protocol: Protocol, name: str, model: str, values: npt.NDArray[np.float64]) -> Metric:
+    found = istd.bootstrap(values, protocol.seed)
+    stamp = {**protocol.interpolation_stamp, **istd.STAMP}
+    return Metric(name, model, found.value, found.low, found.high, values.size, stamp)
+
+
+def _smoothness(protocol: Protocol, model: str, distances: npt.NDArray[np.float64]) -> list[Metric]:
+    return [
+        _per_prompt(protocol, ISTD, model, istd.deviation(distances)),
+        _per_prompt(protocol, DISTANCE, model, distances.mean(axis=1)),
+        _per_prompt(protocol, COEFFICIENT, model, istd.variation_coefficient(distances)),
+    ]
+
+
+def _quality(
+    protocol: Protocol, model: str, found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
+) -> list[Metric]:
+    n = len(found)
+    stamp = {**protocol.picture_stamp, **features.stamp(protocol.image_size), "references": len(reference), "n": n}
+    kid = kernel_distance(found, reference)
+    low, high = kid.interval
+    frechet = frechet_distance(*moments(found), *moments(reference))
+    few = n < found.shape[1]
+    return [
+        Metric(KID, model, 1e3 * kid.value, 1e3 * low, 1e3 * high, n, stamp),
+        Metric(
+            FRECHET,
+            model,
+            frechet,
+            None,
+            None,
+            n,
+            stamp,
+            note=f"biased upwards: {n} pictures for {found.shape[1]} features; compare KID" if few else "",
+        ),
+        Metric(FID, model, None, None, None, 0, note="needs Inception-v3's weights, which no package ships"),
+    ]
+
+
+def summary_of(
+    metrics: list[Metric], base: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64], seed: int
+) -> dict[str, float | int | str]:
+    """The stage's table: values by name, intervals as text."""
+    summary: dict[str, float | int | str] = {}
+    for metric in metrics:
+        name = f"{metric.name} {metric.model}"
+        summary[name] = metric.text() if metric.value is None else round(metric.value, 4)
+        if metric.name == ISTD and metric.low is not None and metric.high is not None:
+            summary[f"{name} (95 %)"] = f"{metric.low:.4f} to {metric.high:.4f}"
+    ratio = istd.deviation(base).mean() / istd.deviation(smooth).mean()
+    summary["ISTD ratio base / smooth"] = round(float(ratio), 3)
+    summary["prompts"] = len(base)
+    summary["seed"] = seed
+    return summary

@@ -1,0 +1,168 @@
+"""What is sampled: prompts, noises and reference pictures, chosen by the run's seed from the run's own data."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from smooth import store
+from smooth.config import ConfigError, RunConfig, model_identity
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that the measured values depend on besides the model: the same for every model that is compared."""
+
+    prompts: tuple[str, ...]
+    """of the interpolations, two noises each"""
+    picture_prompts: tuple[str, ...]
+    """of the Fréchet and kernel distances, one noise each"""
+    frames: int
+    strips: int
+    seed: int
+    image_size: int
+    steps: int
+    guidance: float
+    base: str
+    """identity of the base model"""
+    data: str
+    """fingerprint of the latents, which names the reference pictures too"""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Protocol:
+        """The protocol of a run whose latents are finished.
+
+        Raises:
+            ConfigError: the prompts file is missing or too short.
+            store.ArtifactError: the latents are not finished.
+        """
+        evaluate = config.evaluate
+        captions = _captions(config.stage_dir("latents"))
+        if evaluate.prompts_file is None:
+            prompts = _draw(captions, evaluate.prompts, f"{config.seed}/prompts")
+        else:
+            prompts = _read_prompts(evaluate.prompts_file, evaluate.prompts)
+        return cls(
+            prompts=tuple(prompts),
+            picture_prompts=tuple(_draw(captions, evaluate.pictures, f"{config.seed}/pictures")),
+            frames=evaluate.frames,
+            strips=min(evaluate.strips, evaluate.prompts),
+            seed=config.seed,
+            image_size=config.latents.image_size,
+            steps=evaluate.steps,
+            guidance=evaluate.guidance,
+            base=model_identity(config.model.base, config.model.revision),
+            data=config.fingerprint("latents"),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything in it: the base's measurement is kept under it and shared by evaluations."""
+        return _digest(asdict(self))
+
+    @property
+    def stamp(self) -> dict[str, str | int | float]:
+        """The part every value carries."""
+        return {
+            "base": self.base,
+            "sampler": "DDIM",
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "image_size": self.image_size,
+            "seed": self.seed,
+        }
+
+    @property
+    def interpolation_stamp(self) -> dict[str, str | int | float]:
+        """The part of values measured on interpolations."""
+        return {**self.stamp, "prompts": _digest(self.prompts), "frames": self.frames, "interpolation": "slerp"}
+
+    @property
+    def picture_stamp(self) -> dict[str, str | int | float]:
+        """The part of values measured against reference pictures."""
+        return {**self.stamp, "prompts": _digest(self.picture_prompts), "reference": self.data}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _captions(latents: str) -> list[str]:
+    """Distinct captions of the data set, sorted."""
+    found: set[str] = set()
+    for file in store.read_manifest(latents)["files"]:
+        path = store.join(latents, file["name"])
+        with store.filesystem(path)[0].open(path, "rb") as handle:
+            found.update(pq.read_table(handle, columns=["caption"])["caption"].to_pylist())
+    if not found:
+        raise store.ArtifactError(f"the latents at {latents} hold no caption; run the ingest and latents stages again")
+    return sorted(found)
+
+
+def _read_prompts(path: str, count: int) -> list[str]:
+    if not store.exists(path):
+        raise ConfigError(f"evaluate.prompts_file={path}: no such file; give a text file with one prompt a line")
+    prompts = [line.strip() for line in store.read_bytes(path).decode().splitlines() if line.strip()]
+    if len(prompts) < count:
+        raise ConfigError(
+            f"evaluate.prompts_file={path} has {len(prompts)} prompts, evaluate.prompts asks for {count}; lower it"
+        )
+    return prompts[:count]
+
+
+def _draw(values: Sequence[str], count: int, seed: str) -> list[str]:
+    """``count`` of the values in random order; all of them again and again where there are too few."""
+    rng = random.Random(seed)
+    drawn: list[str] = []
+    while len(drawn) < count:
+        drawn += rng.sample(values, min(len(values), count - len(drawn)))
+    return drawn
+
+
+def reference_pictures(ingest: str, count: int, size: int, seed: int, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Batches (B, size, size, 3) uint8 of a random subset of the ingested pictures, at most ``count`` in all."""
+    shards = store.read_manifest(ingest)["shards"]
+    total = sum(int(shard["rows"]) for shard in shards)
+    chosen = set(random.Random(f"{seed}/reference").sample(range(total), min(count, total)))
+    pictures: list[npt.NDArray[np.uint8]] = []
+    start = 0
+    for shard in shards:
+        wanted = {index - start for index in chosen if start <= index < start + shard["rows"]}
+        start += int(shard["rows"])
+        for picture in _shard_pictures(store.join(ingest, shard["name"]), wanted, size):
+            pictures.append(picture)
+            if len(pictures) == batch:
+                yield np.stack(pictures)
+                pictures = []
+    if pictures:
+        yield np.stack(pictures)
+
+
+def _shard_pictures(path: str, wanted: set[int], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """The wanted pictures of a WebDataset shard, by their position in it, decoded to (size, size, 3)."""
+    position = 0
+    with store.filesystem(path)[0].open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r|*") as shard:
+        for member in shard:
+            if PurePosixPath(member.name).suffix.lower() not in PICTURE_SUFFIXES:
+                continue
+            if position in wanted:
+                source = shard.extractfile(member)
+                if source is None:
+                    raise store.ArtifactError(f"{path}: {member.name} is not a file; run the ingest stage again")
+                with Image.open(io.BytesIO(source.read())) as image:
+                    fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+                yield np.asarray(fitted)
+            position += 1

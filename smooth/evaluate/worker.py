@@ -1,0 +1,94 @@
+"""One sampling worker: the base pipeline with the adapter on a switch, and the feature network."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from smooth import store
+from smooth.config import ModelConfig
+from smooth.diffusion import sampler
+from smooth.evaluate.features import FeatureNetwork
+from smooth.evaluate.protocol import Protocol
+from smooth.models.lora import WEIGHTS_NAME
+from smooth.models.pipeline import load_pipeline
+
+Model = Literal["base", "smooth"]
+Kind = Literal["frames", "pictures"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Pictures ``start`` to ``stop`` of a kind: frames count prompt by prompt, pictures one a prompt."""
+
+    kind: Kind
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """File name of its cached result."""
+        return f"{self.kind}-{self.start:07d}-{self.stop:07d}.npy"
+
+
+def blocks(kind: Kind, total: int, size: int) -> list[Block]:
+    """Cut ``total`` pictures into blocks of ``size``. The cut, not the workers, decides what shares a batch."""
+    return [Block(kind, start, min(start + size, total)) for start in range(0, total, size)]
+
+
+class Painter:
+    """Samples blocks for either model. Any number of painters gives the same pictures."""
+
+    def __init__(self, model: ModelConfig, lora_folder: str, protocol: Protocol, cuda: bool) -> None:
+        device = torch.device("cuda" if cuda else "cpu")
+        self._protocol = protocol
+        self._pipeline: Any = load_pipeline(model.base, revision=model.revision, device=device)
+        with tempfile.TemporaryDirectory(prefix="smooth-lora-") as folder:
+            weights = store.read_bytes(store.join(lora_folder, WEIGHTS_NAME))
+            Path(folder, WEIGHTS_NAME).write_bytes(weights)
+            self._pipeline.load_lora_weights(folder)
+        for module in (self._pipeline.unet, self._pipeline.vae):
+            module.to(memory_format=torch.channels_last)  # a tenth faster convolutions on CPU
+        self._shape = sampler.latent_shape(self._pipeline, protocol.image_size)
+        self._features = FeatureNetwork(protocol.image_size, device)
+
+    def paint(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
+        """Pictures (B, H, W, 3) uint8 of a block."""
+        if model == "smooth":
+            self._pipeline.enable_lora()
+        else:
+            self._pipeline.disable_lora()
+        indices = range(block.start, block.stop)
+        if block.kind == "frames":
+            prompts = [self._protocol.prompts[index // self._protocol.frames] for index in indices]
+            noises = [self._frame_noise(*divmod(index, self._protocol.frames)) for index in indices]
+        else:
+            prompts = [self._protocol.picture_prompts[index] for index in indices]
+            noises = [sampler.noise(self._protocol.seed, "picture", index, self._shape) for index in indices]
+        return sampler.sample(
+            self._pipeline,
+            prompts,
+            torch.stack(noises),
+            steps=self._protocol.steps,
+            guidance=self._protocol.guidance,
+        )
+
+    def result(self, model: Model, block: Block) -> tuple[Block, npt.NDArray[np.uint8] | npt.NDArray[np.float32]]:
+        """What is kept of a block: frames as pictures, the other pictures as features (B, 1280) float32."""
+        pictures = self.paint(model, block)
+        return block, pictures if block.kind == "frames" else self._features(pictures)
+
+    def features(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Features (B, 1280) float32 of pictures (B, H, W, 3) uint8."""
+        return self._features(pictures)
+
+    def _frame_noise(self, prompt: int, frame: int) -> torch.Tensor:
+        start = sampler.noise(self._protocol.seed, "start", prompt, self._shape)
+        end = sampler.noise(self._protocol.seed, "end", prompt, self._shape)
+        return sampler.slerp(start, end, frame / (self._protocol.frames - 1))

@@ -1,0 +1,204 @@
+"""The register stage: the adapter becomes a version of an MLflow model, with its metrics and its lineage.
+
+The version holds MLflow's own diffusers flavour (adapter and base reference). Its pyfunc flavour is ours, see
+``registry_pyfunc``: it takes a seed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow.diffusers
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from smooth import registry_pyfunc, store, tracking
+from smooth.config import RunConfig, model_identity, resolve_model
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+TRAIN_TAG = f"{tracking.FINGERPRINT_TAG}train"
+
+
+class SmoothFlavor:
+    """MLflow's diffusers flavour with our pyfunc loader in the place of its own."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **arguments: Any) -> None:
+        """Save the model folder at ``path``; called by ``Model.log``."""
+        code = registry_pyfunc.__file__
+        mlflow.diffusers.save_model(path=path, mlflow_model=mlflow_model, code_paths=[code], **arguments)
+        mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = Path(code).stem
+        mlflow_model.save(str(Path(path, MLMODEL_FILE_NAME)))
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Register the adapter, or find the version that it already is; then point the alias to it.
+
+    Raises:
+        store.ArtifactError: training or evaluation is not finished.
+    """
+    folder = config.stage_dir("register")
+    if store.is_complete(folder):
+        return store.read_manifest(folder)
+    started = time.monotonic()
+    training = store.read_manifest(config.stage_dir("train"))
+    evaluation = store.read_manifest(config.stage_dir("evaluate"))
+    uri = tracking.tracking_uri()
+    client = MlflowClient(uri)
+    name, alias = config.register_.name, config.register_.alias
+    version = _find(client, name, config.fingerprint("train"))
+    if version is None:
+        mlflow.set_tracking_uri(uri)  # Model.log knows no client
+        version = _log(client, config, training, evaluation)
+    _describe(client, config, version, training, evaluation)
+    client.set_registered_model_alias(name, alias, str(version.version))
+    with tracking.resume_run(training["run_id"]) as tracked:
+        tracked.set_tags(
+            tracking.fingerprint_tags(config, ("register",)) | {"smooth.version": f"{name}/{version.version}"}
+        )
+    model_uri = f"models:/{name}@{alias}"
+    return store.write_manifest(
+        folder,
+        {
+            "stage": "register",
+            "fingerprint": config.fingerprint("register"),
+            "seconds": time.monotonic() - started,
+            "summary": {"model": name, "version": int(version.version), "alias": alias, "uri": model_uri},
+            "pictures": [],
+            "name": name,
+            "version": int(version.version),
+            "alias": alias,
+            "uri": model_uri,
+            "run_id": training["run_id"],
+        },
+    )
+
+
+def signature(config: RunConfig) -> ModelSignature:
+    """Prompt and an optional seed in, PNG bytes out; the defaults are this model's size, steps and guidance."""
+    size = config.latents.image_size
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "prompt"), ColSpec(DataType.long, "seed", required=False)]),
+        outputs=Schema([ColSpec(DataType.binary, "image")]),
+        params=ParamSchema(
+            [
+                ParamSpec("seed", DataType.long, 0),
+                ParamSpec("num_inference_steps", DataType.integer, config.evaluate.steps),
+                ParamSpec("guidance_scale", DataType.double, config.evaluate.guidance),
+                ParamSpec("height", DataType.integer, size),
+                ParamSpec("width", DataType.integer, size),
+                ParamSpec("negative_prompt", DataType.string, ""),
+            ]
+        ),
+    )
+
+
+def _find(client: MlflowClient, name: str, train_fingerprint: str) -> ModelVersion | None:
+    """The version of this very training, making the model if it is missing."""
+    try:
+        client.create_registered_model(name, description="Smooth Diffusion adapters (LoRA), one version a training.")
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    found = client.search_model_versions(f"name = '{name}'")
+    same = [version for version in found if version.tags.get(TRAIN_TAG) == train_fingerprint]
+    return max(same, key=lambda version: int(version.version)) if same else None
+
+
+def _log(client: MlflowClient, config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]) -> ModelVersion:
+    """Log the model to the training's run and make a version of it."""
+    with tempfile.TemporaryDirectory(prefix="smooth-register-") as temporary:
+        adapter = Path(temporary, "adapter")
+        adapter.mkdir()
+        (adapter / WEIGHTS).write_bytes(store.read_bytes(store.join(config.stage_dir("train"), WEIGHTS)))
+        (adapter / "README.md").write_text(card(config, training, evaluation))
+        for picture in evaluation["pictures"]:
+            data = store.read_bytes(store.join(config.stage_dir("evaluate"), picture))
+            (adapter / picture).write_bytes(data)
+        logged = Model.log(
+            None,
+            SmoothFlavor,
+            name="adapter",
+            run_id=training["run_id"],
+            adapter_path=str(adapter),
+            base_model=resolve_model(config.model.base),
+            signature=signature(config),
+            metadata={
+                "smooth.base": config.model.base,
+                "smooth.base_revision": config.model.revision,
+                "smooth.base_identity": model_identity(config.model.base, config.model.revision),
+            },
+        )
+    return client.create_model_version(
+        config.register_.name,
+        source=logged.model_uri,
+        run_id=training["run_id"],
+        model_id=logged.model_id,
+        tags={TRAIN_TAG: config.fingerprint("train")},
+    )
+
+
+def _describe(
+    client: MlflowClient,
+    config: RunConfig,
+    version: ModelVersion,
+    training: dict[str, Any],
+    evaluation: dict[str, Any],
+) -> None:
+    name, number = config.register_.name, str(version.version)
+    tags = tracking.fingerprint_tags(config) | {"smooth.base": config.model.base, "smooth.preset": config.preset}
+    for metric in evaluation["metrics"]:
+        if metric["value"] is not None:
+            tags[f"smooth.metric.{_tag_name(metric['name'])}.{_tag_name(metric['model'])}"] = f"{metric['value']:.6g}"
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, tracking.redact(value))
+    client.update_model_version(name, number, description=card(config, training, evaluation))
+
+
+def _tag_name(text: str) -> str:
+    return "".join(character if character.isalnum() else "_" for character in text.lower()).strip("_")
+
+
+def card(config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    """Markdown: what the version is, its metrics with intervals, what it was made from, how to load it."""
+    rows = [
+        f"| {metric['name']} | {metric['model']} | {metric['value']:.4g} | {_interval(metric)} | {metric['n']} |"
+        for metric in evaluation["metrics"]
+        if metric["value"] is not None
+    ]
+    lineage = [f"- {stage}: `{value}`" for stage, value in tracking.fingerprint_tags(config).items()]
+    uri = f"models:/{config.register_.name}@{config.register_.alias}"
+    return tracking.redact(
+        "\n".join(
+            [
+                f"Smooth LoRA for `{config.model.base}`: rank {config.train.lora.rank}, "
+                f"lambda {config.train.variation.weight:g}, {training['steps']} steps.",
+                "",
+                "| metric | model | value | 95 % interval | n |",
+                "|---|---|---|---|---|",
+                *rows,
+                "",
+                f"Pictures: `strips.png`, `curves.png` beside the weights and under `evaluate/` of run "
+                f"`{training['run_id']}`.",
+                "",
+                "Made from:",
+                *lineage,
+                "",
+                f"    mlflow.pyfunc.load_model('{uri}').predict({{'prompt': ['a red heart'], 'seed': [7]}})",
+                "    pipeline.load_lora_weights(f'{downloaded_folder}/adapter_weights')",
+                "",
+            ]
+        )
+    )
+
+
+def _interval(metric: dict[str, Any]) -> str:
+    return "" if metric["low"] is None else f"{metric['low']:.4g} to {metric['high']:.4g}"

@@ -1,0 +1,97 @@
+"""Registration into a real MLflow registry, and the two ways to load what was registered."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from smooth import registry, store, tracking
+from smooth.config import RunConfig
+from smooth.models.pipeline import load_pipeline
+from tests.evaluated import trained
+
+METRIC = {"name": "ISTD", "value": 1.5, "low": 1.4, "high": 1.6, "n": 40, "stamp": {}, "note": ""}
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory, tiny_base: str) -> Any:
+    root = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        config = trained(tiny_base, root / "artifacts")
+        evaluation = config.stage_dir("evaluate")
+        store.write_bytes(store.join(evaluation, "strips.png"), b"PNG")
+        metrics = [METRIC | {"model": "base"}, METRIC | {"model": "smooth", "value": 1.25}]
+        store.write_manifest(evaluation, {"stage": "evaluate", "metrics": metrics, "pictures": ["strips.png"]})
+        yield config, registry.run(config)
+
+
+@pytest.fixture(scope="module")
+def model(registered: tuple[RunConfig, dict[str, Any]]) -> Any:
+    return mlflow.pyfunc.load_model(registered[1]["uri"])
+
+
+def pixels(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+def test_version_carries_alias_metrics_and_lineage(registered: tuple[RunConfig, dict[str, Any]]) -> None:
+    config, manifest = registered
+    version = MlflowClient(tracking.tracking_uri()).get_model_version_by_alias("smooth-diffusion", "candidate")
+    assert int(version.version) == manifest["version"]
+    assert version.run_id == manifest["run_id"]
+    assert version.tags["smooth.metric.istd.smooth"] == "1.25"
+    for stage in ("ingest", "latents", "train", "evaluate"):
+        assert version.tags[f"smooth.fingerprint.{stage}"] == config.fingerprint(stage)
+    assert "| ISTD | smooth | 1.25 | 1.4 to 1.6 | 40 |" in version.description
+
+
+def test_prompt_and_seed_in_same_png_out(model: Any, registered: tuple[RunConfig, dict[str, Any]]) -> None:
+    first, second, other = model.predict(pd.DataFrame({"prompt": ["a red heart"] * 3, "seed": [7, 7, 8]}))
+    assert first == second
+    assert not np.array_equal(pixels(first), pixels(other))
+    size = registered[0].latents.image_size
+    assert pixels(first).shape == (size, size, 3)
+    by_parameter = model.predict(pd.DataFrame({"prompt": ["a red heart"]}), params={"seed": 7})
+    assert by_parameter[0] == first
+    assert model.predict({"prompt": ["a red heart"], "seed": [7]})[0] == first
+
+
+def test_folder_loads_in_plain_diffusers_and_gives_the_same_picture(
+    model: Any, registered: tuple[RunConfig, dict[str, Any]], tiny_base: str, tmp_path: Path
+) -> None:
+    import torch
+
+    config, manifest = registered
+    folder = mlflow.artifacts.download_artifacts(manifest["uri"], dst_path=str(tmp_path))
+    pipeline: Any = load_pipeline(tiny_base)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np"}
+    plain = pipeline("a cat", generator=torch.Generator().manual_seed(1), **settings).images[0]
+    pipeline.load_lora_weights(f"{folder}/adapter_weights")
+    smooth = pipeline("a cat", generator=torch.Generator().manual_seed(1), **settings).images[0]
+    served = pixels(model.predict({"prompt": ["a cat"], "seed": [1]})[0])
+    assert np.abs(np.round(smooth * 255) - served).max() <= 1
+    assert np.abs(np.round(plain * 255) - served).max() > 1, "the adapter does nothing"
+
+    loaded = mlflow.diffusers.load_model(manifest["uri"])
+    assert Path(loaded.adapter_path, "pytorch_lora_weights.safetensors").is_file()
+    assert pipeline.unet.dtype == torch.float32
+
+
+def test_same_training_stays_one_version(registered: tuple[RunConfig, dict[str, Any]]) -> None:
+    config, manifest = registered
+    Path(config.stage_dir("register"), store.MANIFEST).unlink()
+    again = registry.run(config)
+    assert {**again, "seconds": 0} == {**manifest, "seconds": 0}
+    client = MlflowClient(tracking.tracking_uri())
+    assert len(client.search_model_versions("name = 'smooth-diffusion'")) == 1
