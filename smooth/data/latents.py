@@ -108,7 +108,7 @@ def _encoded(
         .flat_map(
             shards.Reader(source, ingested["encoding"], settings.image_size),
             num_cpus=0,  # so that the actors may take all CPUs; the pool's size limits the readers instead
-            compute=ray.data.TaskPoolStrategy(size=settings.actors + 1),
+            compute=ray.data.TaskPoolStrategy(size=min(len(items), settings.actors + 1)),
         )
         .map_batches(
             Encoder,
