@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.diffusers
+import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException

@@ -41,7 +41,7 @@ class TextToImage:
         loader: Any = StableDiffusionPipeline
         try:
             pipeline = loader.from_pretrained(
-                self._base, revision=self._revision, torch_dtype=dtype, use_safetensors=True, safety_checker=None
+                self._base, revision=self._revision, dtype=dtype, use_safetensors=True, safety_checker=None
             )
         except OSError as error:
             raise ValueError(

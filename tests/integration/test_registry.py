@@ -72,7 +72,7 @@ def test_folder_loads_in_plain_diffusers_and_gives_the_same_picture(
 ) -> None:
     import torch
 
-    config, manifest = registered
+    manifest = registered[1]
     folder = mlflow.artifacts.download_artifacts(manifest["uri"], dst_path=str(tmp_path))
     pipeline: Any = load_pipeline(tiny_base)
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np"}
