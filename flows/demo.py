@@ -112,7 +112,7 @@ def show_results(config: RunConfig, console: Console) -> None:
 def metrics_table(metrics: list[dict[str, Any]]) -> Table:
     """One row a metric, one column a model: value and 95 % interval."""
     models = list(dict.fromkeys(metric["model"] for metric in metrics))
-    table = Table("metric (lower is better)", *models, "n")
+    table = Table("metric", *models, "n")
     for name in dict.fromkeys(metric["name"] for metric in metrics):
         cells = {metric["model"]: metric for metric in metrics if metric["name"] == name}
         values = [_interval(cells[model]) if model in cells else "" for model in models]
@@ -121,6 +121,8 @@ def metrics_table(metrics: list[dict[str, Any]]) -> Table:
 
 
 def _interval(metric: dict[str, Any]) -> str:
+    if metric["value"] is None:
+        return str(metric["note"])
     return f"{metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}]".replace("[", "\\[")
 
 

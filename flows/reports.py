@@ -10,7 +10,6 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
-    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
@@ -99,19 +98,16 @@ def _cell(text: str) -> str:
 
 
 def _show_picture(stage: Stage, path: str) -> None:
-    """Publish a PNG inside the artifact itself: the browser may have no way to the artifact store."""
+    """Publish a PNG inside a Markdown artifact: the browser may have no way to the artifact store.
+
+    (Prefect's image artifact prints its URL under the picture, which here would be the picture in base64.)
+    """
     content = store.read_bytes(path)
     if len(content) > MAX_PICTURE_BYTES:
-        create_markdown_artifact(
-            f"`{path}` ({len(content) / 1e6:.1f} MB) is too large to be shown here; the MLflow run has it.",
-            key=picture_key(stage, path),
-        )
-        return
-    create_image_artifact(
-        f"data:image/png;base64,{base64.b64encode(content).decode()}",
-        key=picture_key(stage, path),
-        description=path,
-    )
+        body = f"`{path}` ({len(content) / 1e6:.1f} MB) is too large to be shown here; the MLflow run has it."
+    else:
+        body = f"![{path}](data:image/png;base64,{base64.b64encode(content).decode()})"
+    create_markdown_artifact(body, key=picture_key(stage, path), description=path)
 
 
 def picture_key(stage: Stage, path: str) -> str:

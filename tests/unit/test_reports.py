@@ -1,0 +1,35 @@
+"""What the flow shows: short progress lines, keys that Prefect accepts, the table of metrics."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from flows.demo import metrics_table
+from flows.reports import picture_key, progress_text
+from smooth.progress import Progress
+
+
+def test_progress_is_one_line_for_people() -> None:
+    step = Progress("train", 50, 200, "steps", {"loss": 0.123456, "phase": "warm"})
+    assert progress_text(step) == "train: 50/200 steps (25 %), loss 0.1235, phase warm"
+
+
+def test_a_pictures_key_has_only_what_prefect_accepts() -> None:
+    assert picture_key("train", "s3://bucket/Validation/Step_000050.png") == "train-step-000050"
+
+
+def test_the_table_has_a_row_a_metric_and_a_column_a_model() -> None:
+    metrics = [
+        {"name": "ISTD", "model": "base", "value": 3.25, "low": 3.0, "high": 3.5, "n": 40},
+        {"name": "ISTD", "model": "smooth", "value": 1.5, "low": 1.25, "high": 1.75, "n": 40},
+        {"name": "KID", "model": "base", "value": 0.5, "low": 0.25, "high": 0.75, "n": 400},
+        {"name": "FID", "model": "base", "value": None, "low": None, "high": None, "n": 0, "note": "unavailable"},
+    ]
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(metrics_table(metrics))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    assert lines[3] == ["ISTD", "3.25 [3, 3.5]", "1.5 [1.25, 1.75]", "40"]
+    assert lines[4] == ["KID", "0.5 [0.25, 0.75]", "", "400"]
+    assert lines[5] == ["FID", "unavailable", "", "0"]
