@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ class Encoder:
         """
         self.device = torch.device("cuda" if cuda else "cpu")
         # Any: pipelines set their parts as attributes at run time, unknown to type checkers.
-        self.pipeline: Any = load_pipeline(base, revision=revision, device=self.device)
+        self.pipeline = cast(Any, load_pipeline(base, revision=revision, device=self.device))
         self.pipeline.unet = None  # it has no part in this and is most of the memory
         self.cache_text = cache_text
         self.batch_size = batch_size
