@@ -123,7 +123,8 @@ def metrics_table(metrics: list[dict[str, Any]]) -> Table:
 def _interval(metric: dict[str, Any]) -> str:
     if metric["value"] is None:
         return str(metric["note"])
-    return f"{metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}]".replace("[", "\\[")
+    interval = "" if metric["low"] is None else f" \\[{metric['low']:.4g}, {metric['high']:.4g}]"
+    return f"{metric['value']:.4g}{interval}"
 
 
 def main(
@@ -158,4 +159,6 @@ def _fail(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -24,12 +24,12 @@ def test_the_table_has_a_row_a_metric_and_a_column_a_model() -> None:
     metrics = [
         {"name": "ISTD", "model": "base", "value": 3.25, "low": 3.0, "high": 3.5, "n": 40},
         {"name": "ISTD", "model": "smooth", "value": 1.5, "low": 1.25, "high": 1.75, "n": 40},
-        {"name": "KID", "model": "base", "value": 0.5, "low": 0.25, "high": 0.75, "n": 400},
+        {"name": "KID", "model": "base", "value": 0.5, "low": None, "high": None, "n": 400},
         {"name": "FID", "model": "base", "value": None, "low": None, "high": None, "n": 0, "note": "unavailable"},
     ]
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(metrics_table(metrics))
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
     assert lines[3] == ["ISTD", "3.25 [3, 3.5]", "1.5 [1.25, 1.75]", "40"]
-    assert lines[4] == ["KID", "0.5 [0.25, 0.75]", "", "400"]
+    assert lines[4] == ["KID", "0.5", "", "400"]
     assert lines[5] == ["FID", "unavailable", "", "0"]
