@@ -132,7 +132,7 @@ def main(
     override: Annotated[list[str] | None, typer.Option("--override", "-o", help="dotted.key=value")] = None,
 ) -> None:
     """Run the whole chain on the local cluster and show what it made."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     begin = time.monotonic()
     overrides = override or []
     if not settings.state_file().is_file():
