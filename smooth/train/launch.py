@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from smooth.train.state import TrainError
 
 CHECKPOINTS_KEPT = 2
 CHECKPOINTS = "checkpoints"
+WORKER_START_SECONDS = 300  # Ray's own 60 s are too few where importing torch on busy cores takes half of it
 
 
 class Outcome(TypedDict):
@@ -81,6 +83,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 def _train(job: TrainJob, run_id: str) -> Outcome:
     config = job.config.train
     cpus = _cpus_per_worker(config)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_SECONDS))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "run_id": run_id},

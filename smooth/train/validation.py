@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from typing import cast
 
 import numpy as np
 import torch
@@ -39,13 +38,13 @@ class Validator:
     def sample(self, network: Denoiser) -> Tensor:
         """Denoised latents, BxCxHxW float32, with classifier-free guidance."""
         self.scheduler.set_timesteps(STEPS)
-        latents = self.noise * self.scheduler.init_noise_sigma
+        latents: Tensor = self.noise * self.scheduler.init_noise_sigma
         both_texts = torch.cat([self.null_text, self.text])
         for timestep in self.scheduler.timesteps:
             timesteps = timestep.to(latents.device).expand(len(both_texts))
             free, guided = network(torch.cat([latents, latents]), timesteps, both_texts).chunk(2)
             output = free + self.guidance * (guided - free)
-            latents = cast(Tensor, self.scheduler.step(output, timestep, latents).prev_sample)
+            latents = self.scheduler.step(output, timestep, latents).prev_sample
         return latents
 
     @torch.no_grad()

@@ -1,0 +1,164 @@
+"""The train stage on real Ray Train, gloo, DeepSpeed and MLflow (SQLite): few steps on random latents."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray.train
+from mlflow import MlflowClient
+from PIL import Image
+from safetensors.torch import load_file
+
+from smooth import store
+from smooth.config import ConfigError, RunConfig
+from smooth.train import launch
+from smooth.train.state import TrainError
+from tests.synthetic import shapes_of, write_latents
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),  # Ray Data, of its own options
+]
+STEPS = 6
+
+
+class Runner:
+    """Runs the train stage of one folder of artifacts, always on the same latents."""
+
+    def __init__(self, base: str, root: Path) -> None:
+        self.base, self.root = base, root
+
+    def config(self, name: str, *overrides: str) -> RunConfig:
+        config = RunConfig.load(
+            "tiny",
+            [
+                f"model.base={self.base}",
+                f"storage.root={self.root / name}",
+                f"train.steps={STEPS}",
+                "train.global_batch_size=4",
+                "train.micro_batch_size=1",
+                "train.checkpoint_every=2",
+                f"train.validate_every={STEPS}",
+                "train.max_failures=0",
+                *overrides,
+            ],
+        )
+        latents = Path(config.stage_dir("latents"))
+        if not latents.exists():
+            write_latents(latents, rows=10, **shapes_of(self.base))
+        return config
+
+    def history(self, manifest: dict[str, Any], metric: str) -> dict[int, float]:
+        client = MlflowClient(f"sqlite:///{self.root}/mlflow.db")
+        return {point.step: point.value for point in client.get_metric_history(manifest["run_id"], metric)}
+
+
+@pytest.fixture(scope="module")
+def runner(ray_local: None, tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    root = tmp_path_factory.mktemp("train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # checkpoints are registered at that pace
+        yield Runner(tiny_base, root)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(runner: Runner) -> dict[str, Any]:
+    """Two workers, ZeRO 2, from start to end."""
+    config = runner.config("uninterrupted")
+    manifest = launch.run(config)
+    return {**manifest, "folder": config.stage_dir("train")}
+
+
+def _assert_same_adapter(left: str, right: str, tolerance: float) -> None:
+    first, second = (load_file(Path(folder, "pytorch_lora_weights.safetensors")) for folder in (left, right))
+    assert first.keys() == second.keys()
+    assert any(weight.abs().max() > 0 for name, weight in first.items() if "lora_B" in name or "lora.up" in name)
+    for name, weight in first.items():
+        difference = float((weight - second[name]).abs().max())
+        assert difference <= tolerance, (name, difference)
+
+
+def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, Any]) -> None:
+    folder = uninterrupted["folder"]
+    assert (uninterrupted["steps"], uninterrupted["samples_seen"]) == (STEPS, 4 * STEPS)
+    assert uninterrupted["pictures"] == [f"validation/step-{STEPS:06d}.png"]
+    with Image.open(Path(folder, uninterrupted["pictures"][0])) as picture:
+        assert picture.size == (256, 128)
+    assert RunConfig.load(str(Path(folder, "run_config.yaml"))).train.steps == STEPS
+    for metric in ("loss", "loss_base", "regularizer", "norm", "target", "samples_per_second", "learning_rate"):
+        assert sorted(runner.history(uninterrupted, metric)) == list(range(1, STEPS + 1)), metric
+    history = {
+        name: runner.history(uninterrupted, name) for name in ("loss", "loss_base", "regularizer", "norm", "target")
+    }
+    assert history["target"][1] == pytest.approx(history["norm"][1], rel=1e-6)
+    for step in range(1, STEPS + 1):
+        assert history["loss"][step] == pytest.approx(history["loss_base"][step] + history["regularizer"][step])
+        if step > 1:
+            before, norm = history["target"][step - 1], history["norm"][step - 1]
+            assert history["target"][step] == pytest.approx(before + 0.01 * (norm - before), rel=1e-6)
+    checkpoint = Path(folder, "checkpoints", f"step-{STEPS:06d}")
+    settings = json.loads((checkpoint / "deepspeed.json").read_text())
+    assert settings["zero_optimization"] == {"stage": 2}
+    # A second call returns the finished artifact.
+    config = runner.config("uninterrupted")
+    assert launch.run(config) == store.read_manifest(folder)
+
+
+def test_one_worker_trains_the_same_as_two(runner: Runner, uninterrupted: dict[str, Any]) -> None:
+    config = runner.config("single", "train.workers=1", "train.micro_batch_size=2", "train.zero_stage=0")
+    manifest = launch.run(config)
+    for metric in ("loss", "loss_base", "norm", "target"):
+        assert runner.history(manifest, metric) == pytest.approx(runner.history(uninterrupted, metric), rel=1e-3)
+    _assert_same_adapter(config.stage_dir("train"), uninterrupted["folder"], tolerance=2e-4)
+
+
+def _kill_a_worker_after(checkpoints: Path, step: int) -> None:
+    """Kill one training process of this test's own Ray once the checkpoint of ``step`` is registered."""
+    snapshot = checkpoints / "checkpoint_manager_snapshot.json"
+    while not (snapshot.exists() and f"step-{step:06d}" in snapshot.read_text()):
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            process.kill()
+            return
+
+
+def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_weights(
+    runner: Runner, uninterrupted: dict[str, Any]
+) -> None:
+    config = runner.config("killed")
+    folder = config.stage_dir("train")
+    killer = threading.Thread(target=_kill_a_worker_after, args=(Path(folder, "checkpoints"), 2), daemon=True)
+    killer.start()
+    with pytest.raises(ray.train.TrainingFailedError):
+        launch.run(config)
+    killer.join(timeout=5)
+    assert not store.is_complete(folder)
+    with pytest.raises(TrainError, match=r"sharded over 2 workers.*train\.workers=2"):
+        launch.run(runner.config("killed", "train.workers=1", "train.micro_batch_size=2"))
+    manifest = launch.run(config)
+    assert manifest["samples_seen"] == 4 * STEPS
+    assert runner.history(manifest, "loss") == pytest.approx(runner.history(uninterrupted, "loss"), rel=1e-5)
+    _assert_same_adapter(folder, uninterrupted["folder"], tolerance=1e-6)
+
+
+def test_zero_3_trains_without_the_regularizer_and_logs_none(runner: Runner, uninterrupted: dict[str, Any]) -> None:
+    config = runner.config("sharded", "train.zero_stage=3", "train.variation.weight=0", "train.steps=2")
+    manifest = launch.run(config)
+    assert manifest["pictures"] == ["validation/step-000002.png"]
+    assert runner.history(manifest, "regularizer") == runner.history(manifest, "norm") == {}
+    # The adapter starts as the identity: the first loss is that of the base model, whatever the sharding.
+    first = runner.history(uninterrupted, "loss_base")[1]
+    assert runner.history(manifest, "loss")[1] == pytest.approx(first, rel=1e-4)
+    _assert_same_adapter(config.stage_dir("train"), config.stage_dir("train"), tolerance=0)
+
+
+def test_double_backward_on_zero_3_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"double_backward.*train\.zero_stage=2"):
+        RunConfig.load("tiny", ["train.zero_stage=3"])
