@@ -57,7 +57,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     name, alias = config.register_.name, config.register_.alias
     version = _find(client, name, config.fingerprint("train"))
     if version is None:
-        mlflow.set_tracking_uri(uri)  # Model.log knows no client
+        # Model.log knows no client, and would put the model into the default experiment.
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment(experiment_id=client.get_run(training["run_id"]).info.experiment_id)
         version = _log(client, config, training, evaluation)
     _describe(client, config, version, training, evaluation)
     client.set_registered_model_alias(name, alias, str(version.version))

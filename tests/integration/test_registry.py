@@ -47,9 +47,13 @@ def pixels(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def test_version_carries_alias_metrics_and_lineage(registered: tuple[RunConfig, dict[str, Any]]) -> None:
     config, manifest = registered
-    version = MlflowClient(tracking.tracking_uri()).get_model_version_by_alias("smooth-diffusion", "candidate")
+    client = MlflowClient(tracking.tracking_uri())
+    version = client.get_model_version_by_alias("smooth-diffusion", "candidate")
     assert int(version.version) == manifest["version"]
     assert version.run_id == manifest["run_id"]
+    experiment = client.get_run(manifest["run_id"]).info.experiment_id
+    (logged,) = client.search_logged_models([experiment])
+    assert logged.source_run_id == manifest["run_id"]
     assert version.tags["smooth.metric.istd.smooth"] == "1.25"
     for stage in ("ingest", "latents", "train", "evaluate"):
         assert version.tags[f"smooth.fingerprint.{stage}"] == config.fingerprint(stage)
