@@ -1,0 +1,1 @@
+"""Models: loading pipelines, adapters, and the committed small model."""

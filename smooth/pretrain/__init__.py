@@ -1,0 +1,1 @@
+"""Train the built-in base model from scratch: Stable Diffusion in small, on captioned OpenMoji."""
