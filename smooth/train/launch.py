@@ -127,15 +127,19 @@ def _worker(settings: dict[str, Any]) -> Outcome:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     with ExitStack() as stack:
-        log, picture = _ignore, _ignore
+        log, picture, flush = _ignore, _ignore, _ignore
         if rank == 0:
             mlflow_run = stack.enter_context(tracking.resume_run(settings["run_id"]))
-            log = mlflow_run.log_metrics
+            log, flush = mlflow_run.log_metrics, mlflow_run.flush
 
             def picture(path: str, step: int) -> None:
                 mlflow_run.log_picture(path, "validation", step)
 
-        place = Place(rank, context.get_world_size(), _device(), log, picture, _report)
+        def checkpoint(write: Callable[[Path], None], step: int) -> None:
+            flush()  # a run that goes on from here won't log these steps again
+            _report(write, step)
+
+        place = Place(rank, context.get_world_size(), _device(), log, picture, checkpoint)
         try:
             with _restored() as folder:
                 state = Training(job, place).run(folder)
