@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smooth.pretrain.cli import pretrain
+
 if TYPE_CHECKING:
     from smooth.config import RunConfig
 
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at run configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.command("pretrain")(pretrain)
 
 PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
 OverrideOption = Annotated[

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -249,7 +248,7 @@ class RunConfig(Section):
         """Folder of the stage's artifact, named by its fingerprint."""
         root = self.storage.root
         if "://" not in root:
-            root = os.path.abspath(root)
+            root = str(Path(root).absolute())
         return store.join(root, stage, self.fingerprint(stage))
 
     def _inputs(self, stage: Stage) -> dict[str, Any]:

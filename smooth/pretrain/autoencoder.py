@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 KL_WEIGHT = 5e-4  # of the KL divergence per latent element, in nats
 
 
-def train_autoencoder(corpus: Corpus, budget: Budget, folder: Path, device: torch.device) -> tuple[AutoencoderKL, float]:
+def train_autoencoder(
+    corpus: Corpus, budget: Budget, folder: Path, device: torch.device
+) -> tuple[AutoencoderKL, float]:
     """Train, or go on with, the autoencoder; return it in eval mode and the seconds it took.
 
     Its ``scaling_factor`` is set so that latents of the corpus have unit standard deviation.
@@ -38,7 +41,7 @@ def train_autoencoder(corpus: Corpus, budget: Budget, folder: Path, device: torc
         with autocast(device):
             loss, reconstruction = step_fn(model, batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
@@ -63,7 +66,9 @@ def _loss(model: AutoencoderKL, batch: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 @torch.inference_mode()
-def encode(model: AutoencoderKL, pictures: np.ndarray, device: torch.device, batch_size: int = 256) -> torch.Tensor:  # type: ignore[type-arg]
+def encode(
+    model: AutoencoderKL, pictures: npt.NDArray[np.uint8], device: torch.device, batch_size: int = 256
+) -> torch.Tensor:
     """Posterior moments (mean and log-variance) of pictures: (N, 2C, H, W) float32 on ``device``."""
     parts = []
     for start in range(0, len(pictures), batch_size):

@@ -34,12 +34,3 @@ def pretrain(
     facts = pretrain(out, work, recipe, torch.device(device))
     for name, value in facts.items():
         typer.echo(f"{name}: {value:.2f}")
-
-
-def main() -> None:
-    """Run the command alone."""
-    typer.run(pretrain)
-
-
-if __name__ == "__main__":
-    main()

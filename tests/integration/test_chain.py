@@ -1,0 +1,94 @@
+"""The chain end to end on a small slice: HTTP, img2dataset, Ray, DeepSpeed, MLflow and Prefect, as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from smooth import store
+from smooth.config import STAGES, RunConfig
+from tests.clusters import ScratchCluster
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SLICE = [
+    "ingest.demo_web.pictures=48", "ingest.demo_web.fault_share=0.25", "ingest.shard_size=32", "ingest.timeout_s=2",
+    "train.steps=2", "train.global_batch_size=4", "train.micro_batch_size=2", "train.validate_every=2",
+    "train.checkpoint_every=2", "evaluate.prompts=2", "evaluate.frames=3", "evaluate.pictures=8", "evaluate.steps=2",
+    "evaluate.strips=1",
+]  # fmt: skip
+
+
+def overrides(tmp_path: Path) -> list[str]:
+    return [f"storage.root={tmp_path}", *SLICE]
+
+
+def demo(cluster: ScratchCluster, changes: list[str]) -> subprocess.CompletedProcess[str]:
+    return cluster.run("-m", "flows.demo", *(part for change in changes for part in ("-o", change)))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> RunConfig:
+    return RunConfig.load("tiny", overrides(root))
+
+
+@pytest.fixture(scope="module")
+def first(cluster: ScratchCluster, root: Path) -> subprocess.CompletedProcess[str]:
+    """The chain, run once for all tests of this file."""
+    return demo(cluster, overrides(root))
+
+
+def test_every_stage_runs_and_the_result_is_shown(first: subprocess.CompletedProcess[str], config: RunConfig) -> None:
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert all(store.is_complete(config.stage_dir(stage)) for stage in STAGES)
+    for number, stage in enumerate(STAGES, start=1):
+        assert f"{number}/5 {stage}" in first.stdout
+    assert "ISTD" in first.stdout
+    assert "KID (EfficientNet-Lite0)" in first.stdout
+    assert "registered smooth-diffusion version" in first.stdout
+
+
+@pytest.mark.usefixtures("first")
+def test_every_row_of_the_list_is_accounted_for(config: RunConfig) -> None:
+    manifest = store.read_manifest(config.stage_dir("ingest"))
+    assert manifest["kept"] == 48
+    counted = manifest["kept"] + sum(manifest["refused"].values()) + sum(manifest["failed"].values())
+    assert counted == manifest["rows"]
+    assert store.read_manifest(config.stage_dir("latents"))["rows"] == 48
+
+
+@pytest.mark.usefixtures("first")
+def test_mlflow_holds_the_run_its_pictures_and_the_candidate(cluster: ScratchCluster, config: RunConfig) -> None:
+    client = MlflowClient(cluster.state["mlflow_uri"])
+    version = client.get_model_version_by_alias("smooth-diffusion", "candidate")
+    assert version.version == str(store.read_manifest(config.stage_dir("register"))["version"])
+    run = client.get_run(store.read_manifest(config.stage_dir("train"))["run_id"])
+    assert version.run_id == run.info.run_id
+    assert run.info.status == "FINISHED"
+    for stage in ("ingest", "latents", "train"):
+        assert run.data.tags[f"smooth.fingerprint.{stage}"] == config.fingerprint(stage)
+    assert {"loss", "regularizer", "norm", "target", "learning_rate"} <= set(run.data.metrics)
+    pictures = [item.path for item in client.list_artifacts(run.info.run_id, "evaluate") if item.path.endswith(".png")]
+    assert {Path(picture).name for picture in pictures} >= {"strips.png", "curves.png"}
+    folder = Path(client.download_artifacts(run.info.run_id, "evaluate"))
+    assert all((folder / Path(picture).name).read_bytes().startswith(PNG) for picture in pictures)
+
+
+@pytest.mark.usefixtures("first")
+def test_unchanged_inputs_are_not_run_again(cluster: ScratchCluster, root: Path) -> None:
+    again = demo(cluster, overrides(root))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("reused") == len(STAGES)
+
+
+def test_a_bad_override_ends_the_demo_with_the_key(cluster: ScratchCluster) -> None:
+    result = demo(cluster, ["train.step=3"])
+    assert result.returncode == 1
+    assert "unknown key train.step; nearest is train.steps" in result.stderr
