@@ -7,7 +7,6 @@ its artifact lies in a folder named by it, so changed inputs never meet a stale 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,16 +18,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from smooth import store
+from smooth.overrides import ConfigError as ConfigError
+from smooth.overrides import apply_override, nearest, read_preset
 
 Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
 STAGE_VERSIONS: dict[Stage, int] = {"ingest": 1, "latents": 1, "train": 1, "evaluate": 1, "register": 1}
-
-
-class ConfigError(ValueError):
-    """The run config can't be used; the message names the key and the way out."""
 
 
 def runtime(default: Any, description: str, **constraints: Any) -> Any:
@@ -223,9 +220,9 @@ class RunConfig(Section):
         Raises:
             ConfigError: unknown preset or key (with its nearest neighbour), bad value, contradiction.
         """
-        values = _read_preset(preset)
+        values = read_preset(preset)
         for override in overrides:
-            _apply_override(values, override)
+            apply_override(values, override)
         return cls.parse(values)
 
     @classmethod
@@ -308,59 +305,13 @@ def _file_identity(path: str) -> str:
     return str(fs.checksum(inner))
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that come with the package."""
-    folder = files("smooth") / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def _read_preset(preset: str) -> dict[str, Any]:
-    if preset.endswith((".yaml", ".yml")):
-        path = Path(preset)
-        if not path.is_file():
-            raise ConfigError(f"preset {preset}: no such file")
-        text = path.read_text()
-    elif preset in preset_names():
-        text = (files("smooth") / "presets" / f"{preset}.yaml").read_text()
-    else:
-        raise ConfigError(f"unknown preset {preset!r}{_nearest(preset, preset_names())}; or give the path of a .yaml")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"preset {preset} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"preset {preset} must be a mapping of sections")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {override!r} must read dotted.key=value, for example train.steps=100")
-    *parents, leaf = key.strip().split(".")
-    node = values
-    for parent in parents:
-        if not isinstance(node.get(parent), dict):
-            node[parent] = {}
-        node = node[parent]
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from None
-
-
 def _explain(item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location) or "config"
     if item["type"] != "extra_forbidden":
         given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
         return f"{key}: {item['msg'].removeprefix('Value error, ')}{given}"
-    return f"unknown key {key}{_nearest(key, known_keys())}"
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-    return f"; nearest is {close[0]}" if close else ""
+    return f"unknown key {key}{nearest(key, known_keys())}"
 
 
 def known_keys(section: type[Section] = RunConfig, prefix: str = "") -> list[str]:

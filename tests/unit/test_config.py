@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smooth.config import STAGES, ConfigError, RunConfig, known_keys, preset_names, resolve_model
+from smooth.config import STAGES, ConfigError, RunConfig, known_keys, resolve_model
+from smooth.overrides import preset_names
 
 # A base model that is named, not stored here: fingerprints then need no files.
 REMOTE = "model.base=someone/some-model"
