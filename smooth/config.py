@@ -256,7 +256,9 @@ class RunConfig(Section):
         section: Section = getattr(self, "register_" if stage == "register" else stage)
         inputs["config"] = section.identity()
         if stage == "ingest" and self.ingest.url_list is not None:
-            inputs["url_list"] = _file_identity(self.ingest.url_list)
+            inputs["url_list"] = _file_identity("ingest.url_list", self.ingest.url_list)
+        if stage == "evaluate" and self.evaluate.prompts_file is not None:
+            inputs["prompts_file"] = _file_identity("evaluate.prompts_file", self.evaluate.prompts_file)
         if stage in ("latents", "train"):
             inputs["model"] = model_identity(self.model.base, self.model.revision)
         if stage in ("train", "evaluate"):
@@ -298,10 +300,10 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _file_identity(path: str) -> str:
+def _file_identity(key: str, path: str) -> str:
     fs, inner = store.filesystem(path)
     if not fs.exists(inner):
-        raise ConfigError(f"ingest.url_list={path}: no such file; give a Parquet list on any fsspec path")
+        raise ConfigError(f"{key}={path}: no such file; give the path of one on any fsspec filesystem")
     return str(fs.checksum(inner))
 
 

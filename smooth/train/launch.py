@@ -65,19 +65,20 @@ def run(config: RunConfig) -> dict[str, Any]:
         store.write_bytes(config_path, config.to_yaml().encode())
         for path in (config_path, store.join(folder, WEIGHTS_NAME)):
             mlflow_run.log_artifact(path, "adapter")
-    manifest = {
-        "stage": "train",
-        "fingerprint": fingerprint,
-        "seconds": time.monotonic() - started,
-        "run_id": mlflow_run.run_id,
-        "base": config.model.base,
-        "steps": outcome["step"],
-        "samples_seen": outcome["samples_seen"],
-        "final": outcome["metrics"],
-        "summary": _summary(config.train, outcome),
-        "pictures": _pictures(folder),
-    }
-    return store.write_manifest(folder, manifest)
+        # Inside the run: one that ended without a manifest would be followed by a second on a retry.
+        manifest = {
+            "stage": "train",
+            "fingerprint": fingerprint,
+            "seconds": time.monotonic() - started,
+            "run_id": mlflow_run.run_id,
+            "base": config.model.base,
+            "steps": outcome["step"],
+            "samples_seen": outcome["samples_seen"],
+            "final": outcome["metrics"],
+            "summary": _summary(config.train, outcome),
+            "pictures": _pictures(folder),
+        }
+        return store.write_manifest(folder, manifest)
 
 
 def _train(job: TrainJob, run_id: str) -> Outcome:

@@ -57,7 +57,7 @@ def test_register_is_a_key_like_the_others() -> None:
         ("train.steps=0", "train.steps: .*greater than or equal to 1"),
         ("train.steps", "must read dotted.key=value"),
         ("train.steps=[1", "not YAML"),
-        ("train.workers=3", "global_batch_size=16 is not a multiple .* change one of the three"),
+        ("train.workers=3", "global_batch_size=8 is not a multiple .* change one of the three"),
         ("ingest.url_list=list.parquet", "exactly one source"),
         ("ingest.demo_web=null", "exactly one source"),
     ],
