@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -293,7 +294,17 @@ def model_identity(base: str, revision: str | None) -> str:
     if not folder.is_dir():
         return f"{base}@{revision or 'main'}"
     weights = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".txt"))
-    return _digest({str(path.relative_to(folder)): store.sha256(str(path)) for path in weights})
+    digests = {}
+    for path in weights:
+        stat = path.stat()
+        digests[str(path.relative_to(folder))] = _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+    return _digest(digests)
+
+
+@cache
+def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    """Fingerprints are asked for often, and weights may be gigabytes: one read per state of a file."""
+    return store.sha256(str(path))
 
 
 def _digest(value: Any) -> str:

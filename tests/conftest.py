@@ -7,7 +7,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# A shared machine may stall at any example; slow code is the benchmarks' business.
+hypothesis.settings.register_profile("smooth", deadline=None)
+hypothesis.settings.load_profile("smooth")
 
 
 @pytest.fixture(scope="session")
