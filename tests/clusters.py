@@ -26,7 +26,7 @@ class ScratchCluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=1100,
         )
 
     def local(self, command: str, **changed: str) -> subprocess.CompletedProcess[str]:
