@@ -77,13 +77,13 @@ def test_failure_flushes_and_the_retry_continues_the_same_run(config: RunConfig)
     assert first.info.status == "FAILED"
     assert first.data.metrics["loss"] == 1.0
 
-    faster = RunConfig.load("tiny", [*OVERRIDES, "train.micro_batch_size=4"])
+    faster = RunConfig.load("tiny", [*OVERRIDES, "train.micro_batch_size=2"])
     assert faster.fingerprint("train") == config.fingerprint("train")
     with tracking.start_run(faster, "second") as second:
         second.log_metrics({"loss": 0.5}, 1)
     assert second.run_id == first.info.run_id
     tags = client.get_run(second.run_id).data.tags
-    assert tags["smooth.resumed.train.micro_batch_size"] == "4"
+    assert tags["smooth.resumed.train.micro_batch_size"] == "2"
 
     with tracking.start_run(config, "third") as third:
         assert client.get_run(third.run_id).info.status == "RUNNING"
