@@ -45,6 +45,8 @@ class Runner:
                 "train.checkpoint_every=2",
                 f"train.validate_every={STEPS}",
                 "train.max_failures=0",
+                "train.learning_rate=1e-3",
+                "train.variation.weight=1",
                 *overrides,
             ],
         )
