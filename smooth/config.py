@@ -125,7 +125,9 @@ class VariationConfig(Section):
 
     weight: float = Field(1.0, ge=0, description="lambda of eq. 14; 0 switches the regularizer off")
     target_decay: float = Field(0.01, gt=0, le=1, description="a <- a + decay (mean norm - a)")
-    estimator: Literal["double_backward"] = "double_backward"
+    estimator: Literal["one_sided_difference", "central_difference", "double_backward"] = "one_sided_difference"
+    difference_step: float | None = Field(None, gt=0, description="RMS in the noise; None goes by train.precision")
+    every: int = Field(1, ge=1, description="lazy: each k-th micro-step is regularized, with weight k lambda")
 
 
 class TrainConfig(Section):
@@ -169,8 +171,8 @@ class TrainConfig(Section):
         if self.zero_stage == 3 and self.variation.weight > 0 and self.variation.estimator == "double_backward":
             raise ValueError(
                 "train.zero_stage=3 can't run train.variation.estimator=double_backward: ZeRO-3 releases the weights "
-                "that the second backward pass needs; set train.zero_stage=2 (the gradients and the optimizer of a "
-                "LoRA are small), or train.variation.weight=0"
+                "that the second backward pass needs; set train.variation.estimator=one_sided_difference or "
+                "central_difference, or train.zero_stage=2"
             )
         return self
 

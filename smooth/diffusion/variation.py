@@ -1,64 +1,20 @@
-"""Step-wise variation regularization (arXiv 2312.04410, eq. 9 and 10).
+"""Step-wise variation regularization (arXiv 2312.04410, eq. 9): ``L_reg = E (n - a)^2``.
 
-``L_reg = E (n - a)^2`` with the per-sample norm ``n = || grad_eps( sqrt(1 - abar_t) x0_hat . delta ) ||``:
-equal steps in noise shall give equal steps in the predicted clean latent. ``a`` is a moving average
-of the norm: one value for the whole job, averaged over all ranks, kept in the checkpoint.
+``n`` is the per-sample norm of :mod:`smooth.diffusion.estimators`. ``a`` is a moving average of it: one value
+for the whole job, averaged over all ranks, kept in the checkpoint.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smooth.config import VariationConfig
-from smooth.diffusion.schedule import NoiseSchedule
-
-
-class Denoiser(Protocol):
-    """The network: x_t BxCxHxW, timesteps (B,), text BxLxD => BxCxHxW output."""
-
-    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """Predict the noise or v of ``noisy``."""
-        ...
-
-
-# eps => (network output, sqrt(1 - abar_t) x0_hat), both BxCxHxW and functions of eps
-Denoise = Callable[[Tensor], tuple[Tensor, Tensor]]
-# (denoise, eps, delta) => (network output at eps, norms (B,) differentiable by the weights)
-Estimator = Callable[[Denoise, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def denoise_from(network: Denoiser, schedule: NoiseSchedule, clean: Tensor, timesteps: Tensor, text: Tensor) -> Denoise:
-    """Everything but the noise held fixed: the map that the regularizer differentiates."""
-
-    def denoise(noise: Tensor) -> tuple[Tensor, Tensor]:
-        noisy = schedule.add_noise(clean, noise, timesteps)
-        output = network(noisy, timesteps, text)
-        return output, schedule.sigma(timesteps) * schedule.predicted_clean(output, noisy, timesteps)
-
-    return denoise
-
-
-def double_backward(denoise: Denoise, noise: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The norms of eq. 10, with a graph through the gradient: exact, at the memory of a second backward.
-
-    ``noise`` and ``direction`` are BxCxHxW; the forward pass also serves the base loss. Fused
-    attention kernels have no second derivative, so the plain one is selected here.
-    """
-    noise = noise.detach().requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH):
-        output, scaled_clean = denoise(noise)
-        (gradient,) = torch.autograd.grad((scaled_clean * direction).sum(), noise, create_graph=True)
-    return output, gradient.float().flatten(1).norm(dim=1)
-
-
-ESTIMATORS: dict[str, Estimator] = {"double_backward": double_backward}
+from smooth.diffusion.estimators import choose_estimator
 
 
 class VariationState(TypedDict):
@@ -69,18 +25,28 @@ class VariationState(TypedDict):
 
 
 class StepwiseVariation:
-    """The penalty on the norms and its target ``a``.
+    """The penalty on the norms, its weight and its target ``a``. The README shows it in a loop of one's own.
 
-    One optimizer step sees one ``a``, whatever the number of ranks and micro-steps: :meth:`update`
-    is called once, after the step's last backward, with the mean norm of the whole step.
+    The network must hold still between two passes: no dropout. One optimizer step sees one ``a``,
+    whatever the number of ranks and micro-steps: :meth:`update` is called once, after its last backward.
     """
 
-    def __init__(self, config: VariationConfig) -> None:
-        self.weight = config.weight
+    def __init__(self, config: VariationConfig, *, dtype: torch.dtype = torch.float32) -> None:
+        """``dtype`` is what the network computes in, be it by its weights or by autocast.
+
+        Raises:
+            ValueError: no difference step is known for ``dtype`` and the config gives none.
+        """
+        self.every = config.every
+        self.weight = config.weight * config.every  # of a regularized micro-step; the others have none
         self.decay = config.target_decay
-        self.estimator = ESTIMATORS[config.estimator]
+        self.estimator = choose_estimator(config, dtype)
         self.target: float | None = None
         self.count = 0  # batches averaged into the target
+
+    def is_due(self, micro_step: int) -> bool:
+        """Whether the micro-step of this number, counted from 0 over the whole job, is regularized."""
+        return self.weight > 0 and micro_step % self.every == 0
 
     def penalty(self, norms: Tensor) -> Tensor:
         """``(n - a)^2`` of each sample, (B,) => (B,); ``a`` is a constant here.

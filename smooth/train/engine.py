@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from smooth.config import TrainConfig
+from smooth.diffusion.estimators import Denoiser
 from smooth.models import lora
 
 TAG = "deepspeed"
@@ -52,14 +54,24 @@ class Engine:
             model=unet, model_parameters=parameters, optimizer=optimizer, config=self.settings
         )
         self._gathered = deepspeed.zero.GatheredParameters
-        # Stages 0 to 2 keep whole weights. The pass that gives the gradient to the noise must then avoid the
-        # engine's forward: its backward hooks take that pass for the training step's own.
+        # Stages 0 to 2 keep whole weights.
         self.gathers_weights = config.zero_stage == 3
-        self._forward: nn.Module = self._engine if self.gathers_weights else self._engine.module
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """The UNet's output in float32: x_t BxCxHxW, timesteps (B,), text BxLxD => BxCxHxW."""
-        output = self._forward(noisy.to(self.dtype), timesteps, encoder_hidden_states=text.to(self.dtype))
+        # ZeRO-3 counts micro-steps by forward calls of the engine; below it they have no part in a step.
+        return self._run(self._engine if self.gathers_weights else self._engine.module, noisy, timesteps, text)
+
+    @property
+    def probe(self) -> Denoiser | None:
+        """The way to the output for a gradient by the noise alone; None: the output of a step serves that, too.
+
+        ZeRO-3 would take a backward pass through the engine's own output for the step's.
+        """
+        return partial(self._run, self._engine.module) if self.gathers_weights else None
+
+    def _run(self, module: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        output = module(noisy.to(self.dtype), timesteps, encoder_hidden_states=text.to(self.dtype))
         return cast(Tensor, output.sample.float())
 
     def backward(self, loss: Tensor) -> None:

@@ -66,7 +66,7 @@ class Training:
             pipeline.scheduler, dataset, seed=config.seed, guidance=config.evaluate.guidance, device=place.device
         )
         self.engine = Engine(pipeline.unet, config.train, config.seed, place.device)
-        self.variation = StepwiseVariation(config.train.variation)
+        self.variation = StepwiseVariation(config.train.variation, dtype=self.engine.dtype)
         self.train_step = TrainingStep(self.engine, schedule.to(place.device), self.variation)
         self.state = TrainState(seed=config.seed, workers=place.ranks)
 

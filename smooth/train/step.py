@@ -11,22 +11,24 @@ from torch import Tensor
 from torch import distributed as dist
 
 from smooth.data.loader import Batch
+from smooth.diffusion.estimators import Denoise, Denoiser, Estimate, denoise_from, norms_only
 from smooth.diffusion.objective import denoising_loss
 from smooth.diffusion.schedule import NoiseSchedule
-from smooth.diffusion.variation import StepwiseVariation, denoise_from, global_mean
+from smooth.diffusion.variation import StepwiseVariation, global_mean
 from smooth.train.engine import Engine
 from smooth.train.state import DivergenceError
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Means over the global batch; the regularizer's are None where its weight is 0."""
+    """Means over the global batch; the regularizer's, over its regularized samples, are None where there are none."""
 
     loss: float
     loss_base: float
     regularizer: float | None = None
     norm: float | None = None
     target: float | None = None
+    difference_error: float | None = None  # relative; how far the difference quotients are from the norms
 
     def metrics(self) -> dict[str, float]:
         """The values that exist, by name."""
@@ -42,28 +44,33 @@ class TrainingStep:
         self.variation = variation
 
     def __call__(self, micro_batches: Sequence[Batch], step: int) -> StepResult:
-        """Train on one global batch and return its means; ``step`` counts from 1 and names errors.
+        """Train on one global batch and return its means; ``step`` counts from 1.
 
         Raises:
             DivergenceError: a loss is not finite (on any rank); the weights are left as they were.
         """
         batches = [batch.to(self.engine.device) for batch in micro_batches]
-        if self.variation.weight > 0 and self.variation.target is None:
+        due = [self.variation.is_due((step - 1) * len(batches) + number) for number in range(len(batches))]
+        if any(due) and self.variation.target is None:
             self._start_target(batches)
-        base_losses, norms = [], []
-        for number, batch in enumerate(batches, start=1):
-            base, norm = self._losses(batch)
+        base_losses, estimates = [], []
+        for number, batch in enumerate(batches):
+            output, estimate = self._forward(batch, due[number])
+            base = denoising_loss(output, self.schedule.target(batch.latents, batch.noise, batch.timesteps))
             loss = base.mean()
-            if self.variation.weight > 0:
-                loss = loss + self.variation.weight * self.variation.penalty(norm).mean()
+            if estimate is not None:
+                loss = loss + self.variation.weight * self.variation.penalty(estimate.norms).mean()
             self.engine.backward(loss)
             base_losses.append(base.detach())
-            norms.append(norm.detach())
-            if number < len(batches):
+            estimates.append(
+                None if estimate is None else torch.stack([estimate.norms.detach(), estimate.error], dim=1)
+            )
+            del output, estimate, loss
+            if number + 1 < len(batches):
                 self.engine.step()
-        result = self._result(torch.cat(base_losses), torch.cat(norms))
+        result = self._result(torch.cat(base_losses), [values for values in estimates if values is not None])
         if not math.isfinite(result.loss):
-            raise self._divergence(step, batches, base_losses, norms)
+            raise self._divergence(step, batches, base_losses, estimates)
         self.engine.step()
         if result.norm is not None:
             self.variation.update(result.norm)
@@ -71,42 +78,50 @@ class TrainingStep:
 
     def _start_target(self, batches: Sequence[Batch]) -> None:
         """Give the target its first value, the mean of the first batch, by one pass ahead of the first step."""
-        norms = torch.cat([self._losses(batch)[1].detach() for batch in batches])
+        probe = self.engine.probe or self.engine
+        norms = torch.cat([norms_only(self._denoise(batch, probe), batch.noise, batch.direction) for batch in batches])
         (mean,) = global_mean(norms[:, None])
         self.variation.update(mean)
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Base loss and variation norm of each sample, (B,) each; the norms are empty where the weight is 0."""
-        denoise = denoise_from(self.engine, self.schedule, batch.latents, batch.timesteps, batch.text)
-        if self.variation.weight > 0:
-            output, norms = self.variation.estimator(denoise, batch.noise, batch.direction)
-        else:
-            output, _ = denoise(batch.noise)
-            norms = output.new_empty(0)
-        target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
-        return denoising_loss(output, target), norms
+    def _forward(self, batch: Batch, regularized: bool) -> tuple[Tensor, Estimate | None]:
+        """The network's output, and the estimate that it came with on a regularized micro-step."""
+        denoise = self._denoise(batch, self.engine)
+        if not regularized:
+            return denoise(batch.noise)[0], None
+        probe = None if self.engine.probe is None else self._denoise(batch, self.engine.probe)
+        estimate = self.variation.estimator(denoise, batch.noise, batch.direction, probe)
+        return estimate.output, estimate
 
-    def _result(self, base_losses: Tensor, norms: Tensor) -> StepResult:
-        if self.variation.weight == 0:
+    def _denoise(self, batch: Batch, network: Denoiser) -> Denoise:
+        return denoise_from(network, self.schedule, batch.latents, batch.timesteps, batch.text)
+
+    def _result(self, base_losses: Tensor, estimates: list[Tensor]) -> StepResult:
+        """The step's means over all ranks; ``estimates`` holds (norm, error) rows of regularized micro-batches."""
+        if not estimates:
             (base,) = global_mean(base_losses[:, None])
             return StepResult(loss=base, loss_base=base)
-        penalties = self.variation.penalty(norms)
-        base, penalty, norm = global_mean(torch.stack([base_losses, penalties, norms], dim=1))
+        values = torch.cat(estimates)
+        (base,) = global_mean(base_losses[:, None])
+        penalty, norm, error = global_mean(torch.cat([self.variation.penalty(values[:, :1]), values], dim=1))
+        share = len(values) / len(base_losses)
         return StepResult(
-            loss=base + self.variation.weight * penalty,
+            loss=base + self.variation.weight * share * penalty,
             loss_base=base,
             regularizer=penalty,
             norm=norm,
             target=self.variation.target,
+            difference_error=error,
         )
 
     def _divergence(
-        self, step: int, batches: Sequence[Batch], base_losses: Sequence[Tensor], norms: Sequence[Tensor]
+        self, step: int, batches: Sequence[Batch], base_losses: Sequence[Tensor], estimates: Sequence[Tensor | None]
     ) -> DivergenceError:
         """The error, with the samples at fault gathered from all ranks."""
         bad: list[int] = []
-        for batch, base, norm in zip(batches, base_losses, norms, strict=True):
-            finite = base.isfinite() & (norm.isfinite() if norm.numel() else True)
+        for batch, base, values in zip(batches, base_losses, estimates, strict=True):
+            finite = base.isfinite()
+            if values is not None:
+                finite = finite & values[:, 0].isfinite()
             bad += batch.indices[~finite.cpu()].tolist()
         gathered: list[list[int]] = [bad]
         if dist.is_initialized():

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from smooth.data.loader import LatentsDataset, Stream, generator
-from smooth.diffusion.variation import Denoiser
+from smooth.diffusion.estimators import Denoiser
 
 PICTURES = 8
 STEPS = 12  # enough to see what is drawn; quality is measured by the evaluate stage

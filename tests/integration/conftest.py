@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,20 +13,27 @@ from infra.local.services import OURS
 from tests.clusters import ScratchCluster
 
 
-@pytest.fixture(scope="session")
-def stopped_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScratchCluster]:
-    """A cluster that is not up; whatever is started of it is stopped at the end."""
-    home = tmp_path_factory.mktemp("cluster") / "smooth-home"
+def scratch(home: Path) -> ScratchCluster:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
     ports = {port.variable: str(number) for port, number in zip(PORTS, free_ports(len(PORTS)), strict=True)}
-    cluster = ScratchCluster(Layout(home), inherited | ports | {"SMOOTH_HOME": str(home)})
+    return ScratchCluster(Layout(home), inherited | ports | {"SMOOTH_HOME": str(home)})
+
+
+@pytest.fixture
+def stopped_cluster(tmp_path: Path) -> Iterator[ScratchCluster]:
+    """A cluster of one test that is not up; whatever is started of it is stopped at the end."""
+    cluster = scratch(tmp_path / "smooth-home")
     yield cluster
     assert cluster.local("down").returncode == 0
 
 
 @pytest.fixture(scope="session")
-def cluster(stopped_cluster: ScratchCluster) -> ScratchCluster:
-    """A cluster that is up."""
-    result = stopped_cluster.local("up")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return stopped_cluster
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScratchCluster]:
+    """A cluster that is up, one for all tests that want one."""
+    cluster = scratch(tmp_path_factory.mktemp("cluster") / "smooth-home")
+    result = cluster.local("up")
+    try:
+        assert result.returncode == 0, result.stdout + result.stderr
+        yield cluster
+    finally:
+        assert cluster.local("down").returncode == 0

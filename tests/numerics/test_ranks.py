@@ -1,0 +1,151 @@
+"""Two ranks or one, plain, DDP or DeepSpeed at any ZeRO stage: the same global batch gives the same gradient."""
+
+from __future__ import annotations
+
+import os
+import socket
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, multiprocessing
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from smooth.config import TrainConfig, VariationConfig
+from smooth.diffusion.variation import StepwiseVariation
+from smooth.models import lora
+from smooth.train.engine import Engine
+from tests.numerics.networks import Draws, adapted, caller, flat, loss_of, relative, schedule, unet
+
+RANKS = 2
+SAMPLES = 4
+WRAPPERS = ("ddp", "zero-0", "zero-1", "zero-2", "zero-3")
+ESTIMATORS = ("one_sided_difference", "central_difference", "double_backward")
+# ZeRO-3 with double backward is refused by the config: tests/unit/test_config.py.
+CASES = [case for case in product(WRAPPERS, ESTIMATORS) if case != ("zero-3", "double_backward")]
+
+
+def _network() -> UNet2DConditionModel:
+    return unet((16, 32), layers=1, text_width=32)
+
+
+def _variation(estimator: str) -> StepwiseVariation:
+    variation = StepwiseVariation(VariationConfig.model_validate({"estimator": estimator}))
+    variation.update(0.5)
+    return variation
+
+
+def _parts() -> list[Draws]:
+    """The global batch in the two micro-batches that every job here works on, together or one after another."""
+    draws = Draws.make(SAMPLES, size=8, text_width=32)
+    return [draws.part(rank, RANKS) for rank in range(RANKS)]
+
+
+def _plain_gradient(estimator: str, parts: list[Draws], separate: bool = False) -> Tensor:
+    """Plain autograd in one process; ``separate`` gives the gradient by the noise a graph of its own."""
+    network = adapted(_network())
+    call = caller(network)
+    for part in parts:
+        loss = loss_of(call, part, schedule(), _variation(estimator), call if separate else None)
+        (loss / len(parts)).backward()
+    return flat(parameter.grad for parameter in network.parameters())
+
+
+def _ddp_gradient(estimator: str) -> Tensor:
+    network = adapted(_network())
+    parallel = DistributedDataParallel(network)
+    loss_of(caller(parallel), _parts()[dist.get_rank()], schedule(), _variation(estimator)).backward()
+    return flat(parameter.grad for parameter in network.parameters())
+
+
+def _zero_gradient(stage: int, estimator: str) -> Tensor:
+    from deepspeed.utils import safe_get_full_grad
+
+    network = _network()
+    config = TrainConfig.model_validate(
+        {
+            "global_batch_size": SAMPLES,
+            "micro_batch_size": SAMPLES // RANKS,
+            "workers": dist.get_world_size(),
+            "zero_stage": stage,
+            "max_grad_norm": 1e9,
+            "variation": {"estimator": estimator},
+        }
+    )
+    engine = Engine(network, config, seed=0, device=torch.device("cpu"))
+    mine = _parts()[dist.get_rank() :: dist.get_world_size()]
+    for number, part in enumerate(mine, start=1):
+        engine.backward(loss_of(engine, part, schedule(), _variation(estimator), engine.probe))
+        if number < len(mine):
+            engine.step()
+    return flat(safe_get_full_grad(parameter) for parameter in network.parameters() if parameter.requires_grad)
+
+
+def _rank(rank: int, port: int, folder: str, cases: list[tuple[str, str]], ranks: int) -> None:
+    torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    # The engine's adapter would start as the identity, where half of the gradient is 0.
+    lora.add_lora = lambda network, *_: [p for p in adapted(network).parameters() if p.requires_grad]
+    dist.init_process_group("gloo")
+    for wrapper, estimator in cases:
+        gradient = _ddp_gradient(estimator) if wrapper == "ddp" else _zero_gradient(int(wrapper[-1]), estimator)
+        if rank == 0:
+            torch.save(gradient, Path(folder, f"{wrapper}-{estimator}"))
+    dist.destroy_process_group()
+
+
+def _run(folder: Path, cases: list[tuple[str, str]], ranks: int) -> dict[tuple[str, str], Tensor]:
+    """The gradient of ``ranks`` gloo processes in each case."""
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.start_processes(_rank, (port, str(folder), cases, ranks), nprocs=ranks, start_method="spawn")
+    return {case: torch.load(folder / "-".join(case), weights_only=True) for case in cases}
+
+
+# A difference divides the rounding of the forward pass, which depends on the batch's shape, by its step.
+TOLERANCES = {"double_backward": 1e-5, "central_difference": 1e-3, "one_sided_difference": 5e-3}
+ZERO_CASES = [case for case in CASES if case[0] != "ddp"]
+Gradients = dict[tuple[str, str], Tensor]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
+    return _run(tmp_path_factory.mktemp("ranks") / "two", CASES, RANKS)
+
+
+@pytest.fixture(scope="module")
+def accumulated(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
+    """One rank, which takes the two micro-batches one after another."""
+    return _run(tmp_path_factory.mktemp("rank") / "one", ZERO_CASES, 1)
+
+
+@pytest.mark.parametrize("case", ZERO_CASES, ids="-".join)
+def test_two_ranks_give_the_gradient_of_one(
+    two_ranks: Gradients, accumulated: Gradients, case: tuple[str, str]
+) -> None:
+    assert relative(two_ranks[case], accumulated[case]) <= 1e-5
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_gradient_is_that_of_plain_autograd(two_ranks: Gradients, case: tuple[str, str]) -> None:
+    # ZeRO-3 has a linear layer of its own, which rounds otherwise.
+    tolerance = TOLERANCES[case[1]] if case[0] == "zero-3" else 1e-5
+    assert relative(two_ranks[case], _plain_gradient(case[1], _parts())) <= tolerance
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(estimator: str) -> None:
+    whole = _plain_gradient(estimator, [Draws.make(SAMPLES, size=8, text_width=32)])
+    assert relative(_plain_gradient(estimator, _parts()), whole) <= TOLERANCES[estimator]
+
+
+@pytest.mark.parametrize("estimator", ["one_sided_difference", "central_difference"])
+def test_a_graph_of_its_own_gives_the_same_gradient(estimator: str) -> None:
+    shared = _plain_gradient(estimator, _parts())
+    assert relative(_plain_gradient(estimator, _parts(), separate=True), shared) <= TOLERANCES[estimator]
