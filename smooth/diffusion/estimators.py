@@ -60,9 +60,16 @@ class Estimate(NamedTuple):
     error: Tensor  # (B,) float32, relative difference of the quotient from the norm it stands for; 0 if exact
 
 
-# (denoise, eps, delta, probe) => estimate. `probe` is another way to the same function, for the gradient by the
-# noise alone, where a graph may see one backward pass only (ZeRO-3); None: one graph serves both.
-Estimator = Callable[[Denoise, Tensor, Tensor, Denoise | None], Estimate]
+class Estimator(Protocol):
+    """A way to the norms and their gradient by the weights."""
+
+    def __call__(self, denoise: Denoise, noise: Tensor, direction: Tensor, probe: Denoise | None = None) -> Estimate:
+        """Estimate at BxCxHxW ``noise`` along BxCxHxW ``direction``, N(0, 1) / sqrt(C H W).
+
+        ``probe`` is another way to the same function, for the gradient by the noise alone, where a graph may see
+        one backward pass only (ZeRO-3).
+        """
+        ...
 
 
 def denoise_from(network: Denoiser, schedule: NoiseSchedule, clean: Tensor, timesteps: Tensor, text: Tensor) -> Denoise:

@@ -23,7 +23,7 @@ def schedule(prediction_type: str = "epsilon") -> NoiseSchedule:
     return NoiseSchedule(scheduler.alphas_cumprod, prediction_type)
 
 
-def unet(widths: tuple[int, ...], layers: int = 2, text_width: int = 64, heads: int = 8) -> UNet2DConditionModel:
+def unet(widths: tuple[int, ...], layers: int = 2, text_width: int = 64, groups: int = 16) -> UNet2DConditionModel:
     """Stable Diffusion's UNet of other widths, random weights; the last level has no attention, as there."""
     attending = len(widths) - 1
     torch.manual_seed(0)
@@ -36,8 +36,8 @@ def unet(widths: tuple[int, ...], layers: int = 2, text_width: int = 64, heads: 
         down_block_types=("CrossAttnDownBlock2D",) * attending + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
         cross_attention_dim=text_width,
-        attention_head_dim=heads,
-        norm_num_groups=16,
+        attention_head_dim=8,
+        norm_num_groups=groups,
     )
 
 

@@ -38,7 +38,7 @@ def _regularizer_gradient(
     """Gradient of the mean penalty by the trainable weights."""
     variation = _variation(estimator, dtype)
     denoise = denoise_from(call or caller(network), schedule(prediction_type), draws.clean, draws.timesteps, draws.text)
-    norms = variation.estimator(denoise, draws.noise, draws.direction, None).norms
+    norms = variation.estimator(denoise, draws.noise, draws.direction).norms
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return flat(torch.autograd.grad(variation.penalty(norms).mean(), parameters, allow_unused=True))
 
@@ -185,7 +185,7 @@ def test_the_quotient_tells_whether_the_step_suits(estimator: str) -> None:
     errors = {}
     for step in (None, 1e-7, 1.0):
         config = VariationConfig.model_validate({"estimator": estimator, "difference_step": step})
-        estimate = choose_estimator(config, torch.float32)(denoise, draws.noise, draws.direction, None)
+        estimate = choose_estimator(config, torch.float32)(denoise, draws.noise, draws.direction)
         torch.testing.assert_close(estimate.norms.detach(), norms_only(denoise, draws.noise, draws.direction))
         errors[step] = float(estimate.error.mean())
     assert errors[None] < 1e-2 < min(errors[1e-7], errors[1.0])
@@ -206,7 +206,7 @@ def test_a_network_that_does_not_move_has_no_norm_and_no_gradient(estimator: str
 
     noise, direction = torch.randn(2, 2, 4, 4, 4)
     estimate = choose_estimator(VariationConfig.model_validate({"estimator": estimator}), torch.float32)(
-        still, noise, direction, None
+        still, noise, direction
     )
     estimate.norms.sum().backward()
     assert estimate.norms.tolist() == [0, 0]
