@@ -152,17 +152,17 @@ def reference_pictures(ingest: str, count: int, size: int, seed: int, batch: int
 
 
 def _shard_pictures(path: str, wanted: set[int], size: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """The wanted pictures of a WebDataset shard, by their position in it, decoded to (size, size, 3)."""
-    position = 0
-    with store.filesystem(path)[0].open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r|*") as shard:
-        for member in shard:
-            if PurePosixPath(member.name).suffix.lower() not in PICTURE_SUFFIXES:
-                continue
-            if position in wanted:
-                source = shard.extractfile(member)
-                if source is None:
-                    raise store.ArtifactError(f"{path}: {member.name} is not a file; run the ingest stage again")
-                with Image.open(io.BytesIO(source.read())) as image:
-                    fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-                yield np.asarray(fitted)
-            position += 1
+    """The wanted pictures of a WebDataset shard, counted in key order, decoded to (size, size, 3).
+
+    The order of the members is that in which downloads ended: another one in each run of ingest.
+    """
+    with tarfile.open(fileobj=io.BytesIO(store.read_bytes(path))) as shard:
+        members = [member for member in shard if PurePosixPath(member.name).suffix.lower() in PICTURE_SUFFIXES]
+        members.sort(key=lambda member: member.name)
+        for position in sorted(wanted):
+            source = shard.extractfile(members[position])
+            if source is None:
+                raise store.ArtifactError(f"{path}: {members[position].name} is not a file; run the ingest stage again")
+            with Image.open(io.BytesIO(source.read())) as image:
+                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+            yield np.asarray(fitted)
