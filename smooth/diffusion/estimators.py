@@ -170,7 +170,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 @cache
 def _say_plain_attention() -> None:
     """Once a process."""
-    logger.info(
+    logger.warning(
         "double_backward computes attention without a fused kernel, which has no second derivative; "
         "train.variation.estimator=one_sided_difference keeps the fused ones"
     )

@@ -191,7 +191,7 @@ def serve(connection: Connection, name: str, spec: Spec) -> None:
 
 
 def measure(spec: Spec, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each round and peak memory of each arm; one round to warm up is not counted."""
+    """Seconds of each round and peak memory of each arm."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
@@ -200,12 +200,11 @@ def measure(spec: Spec, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
         pipes[name], theirs = context.Pipe()
         context.Process(target=serve, args=(theirs, name, spec), daemon=True).start()
         pipes[name].recv()
-    for number, name in itertools.product(range(rounds + 1), ARMS):
+    for number, name in itertools.product(range(1, rounds + 1), ARMS):
         pipes[name].send(True)
         elapsed, peaks[name] = pipes[name].recv()
         print(f"round {number} of {rounds}: {name:8} {elapsed:8.3f} s, {peaks[name]:6.0f} MiB", flush=True)
-        if number:
-            seconds[name].append(elapsed)
+        seconds[name].append(elapsed)
     for pipe in pipes.values():
         pipe.send(False)
     return seconds, peaks

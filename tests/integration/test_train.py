@@ -100,6 +100,7 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     }
     assert history["target"][1] == pytest.approx(history["norm"][1], rel=1e-6)
     for step in range(1, STEPS + 1):
+        assert runner.history(uninterrupted, "difference_error")[step] < 0.1
         assert history["loss"][step] == pytest.approx(history["loss_base"][step] + history["regularizer"][step])
         if step > 1:
             before, norm = history["target"][step - 1], history["norm"][step - 1]
@@ -150,17 +151,15 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_weights(
     _assert_same_adapter(folder, uninterrupted["folder"], tolerance=1e-6)
 
 
-def test_zero_3_trains_without_the_regularizer_and_logs_none(runner: Runner, uninterrupted: dict[str, Any]) -> None:
-    config = runner.config("sharded", "train.zero_stage=3", "train.variation.weight=0", "train.steps=2")
+def test_zero_3_trains_the_same(runner: Runner, uninterrupted: dict[str, Any]) -> None:
+    config = runner.config("sharded", "train.zero_stage=3")
     manifest = launch.run(config)
-    assert manifest["pictures"] == ["validation/step-000002.png"]
-    assert runner.history(manifest, "regularizer") == runner.history(manifest, "norm") == {}
-    # The adapter starts as the identity: the first loss is that of the base model, whatever the sharding.
-    first = runner.history(uninterrupted, "loss_base")[1]
-    assert runner.history(manifest, "loss")[1] == pytest.approx(first, rel=1e-4)
-    _assert_same_adapter(config.stage_dir("train"), config.stage_dir("train"), tolerance=0)
+    assert manifest["pictures"] == uninterrupted["pictures"]
+    for metric in ("loss", "loss_base", "norm", "target"):
+        assert runner.history(manifest, metric) == pytest.approx(runner.history(uninterrupted, metric), rel=2e-3)
+    _assert_same_adapter(config.stage_dir("train"), uninterrupted["folder"], tolerance=1e-3)
 
 
 def test_double_backward_on_zero_3_is_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match=r"double_backward.*train\.zero_stage=2"):
-        RunConfig.load("tiny", ["train.zero_stage=3"])
+    with pytest.raises(ConfigError, match=r"double_backward.*one_sided_difference"):
+        RunConfig.load("tiny", ["train.zero_stage=3", "train.variation.estimator=double_backward"])

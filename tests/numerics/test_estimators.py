@@ -171,7 +171,7 @@ def test_double_backward_says_once_that_it_leaves_the_fused_kernels(caplog: pyte
 
     estimators._say_plain_attention.cache_clear()
     network = caller(adapted(unet((16, 32), layers=1)))
-    with caplog.at_level("INFO", logger="smooth"):
+    with caplog.at_level("WARNING", logger="smooth"):
         for _ in range(2):
             loss_of(network, Draws.make(1, size=8), schedule(), _variation("double_backward"))
     assert [record for record in caplog.messages if "without a fused kernel" in record] == [caplog.messages[0]]

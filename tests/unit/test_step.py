@@ -60,9 +60,10 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
     return [Batch(**{name: value[part] for name, value in pieces.items()}) for part in range(parts)]
 
 
-def _step(engine: PlainEngine, weight: float) -> TrainingStep:
+def _step(engine: PlainEngine, weight: float, every: int = 1) -> TrainingStep:
     schedule = NoiseSchedule(torch.linspace(0.99, 0.1, 100), "epsilon")
-    return TrainingStep(cast(Engine, engine), schedule, StepwiseVariation(VariationConfig(weight=weight)))
+    variation = StepwiseVariation(VariationConfig(weight=weight, every=every))
+    return TrainingStep(cast(Engine, engine), schedule, variation)
 
 
 def test_accumulating_micro_steps_equals_the_whole_batch_at_once() -> None:
@@ -86,6 +87,21 @@ def test_without_weight_the_regularizer_is_neither_computed_nor_reported() -> No
     step = _step(PlainEngine(1), weight=0)
     assert step([_batch()], 1).metrics().keys() == {"loss", "loss_base"}
     assert step.variation.target is None
+
+
+def test_lazy_steps_carry_the_weight_of_those_between() -> None:
+    batch, engine = _batch(), PlainEngine(1)
+    lazy = _step(engine, weight=0.5, every=2)
+    first, second, third = (lazy([batch], number) for number in (1, 2, 3))
+    assert first.regularizer is not None
+    assert third.regularizer is not None
+    assert first.loss == pytest.approx(first.loss_base + 2 * 0.5 * first.regularizer)
+    assert second.metrics().keys() == {"loss", "loss_base"}
+    assert lazy.variation.count == 3  # the start, and the two regularized steps
+    # Two micro-steps, the first of them regularized, are the whole batch with the weight on its first half.
+    split = _step(PlainEngine(2), weight=0.5, every=2)([*_split(batch, 2)], 1)
+    assert split.regularizer is not None
+    assert split.loss == pytest.approx(split.loss_base + 0.5 * split.regularizer)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
