@@ -31,7 +31,7 @@ from smooth.diffusion.schedule import NoiseSchedule
 logger = logging.getLogger(__name__)
 
 # RMS of the step in the noise, by the dtype that the network computes in. Smaller steps drown in rounding,
-# larger ones in curvature: .github/images/difference.png has the measured curves.
+# larger ones in curvature: .github/images/difference-step.png has the measured curves.
 DIFFERENCE_STEPS: dict[str, dict[torch.dtype, float]] = {
     "one_sided_difference": {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2},
     "central_difference": {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1},
@@ -125,7 +125,8 @@ def difference(
     (gradient,) = torch.autograd.grad(_dot(here, direction).sum(), moving, retain_graph=probe is None)
     norms = gradient.float().flatten(1).norm(dim=1)
     length = step * math.sqrt(gradient[0].numel())
-    shift = length * gradient / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None, None, None]
+    divisor = norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a network that does not move has no direction u
+    shift = length * gradient / divisor[:, None, None, None]
     places = [noise + shift, noise - shift] if central else [noise + shift]
     if probe is None:
         ahead = list(denoise(torch.cat(places))[1].chunk(len(places)))
@@ -135,7 +136,7 @@ def difference(
         here, *ahead = clean.chunk(1 + len(places))
     change, distance = (ahead[0] - ahead[1], 2 * length) if central else (ahead[0] - here, length)
     quotient = _dot(change, direction) / distance
-    error = (quotient.detach() / norms - 1).abs().nan_to_num()
+    error = (quotient.detach() - norms).abs() / divisor
     return Estimate(output, norms + (quotient - quotient.detach()), error)
 
 

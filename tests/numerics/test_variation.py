@@ -60,12 +60,13 @@ def _closed_form(matrix: Tensor, direction: Tensor, schedule: NoiseSchedule) -> 
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_norm_and_weight_gradient_equal_the_closed_form(prediction_type: str) -> None:
+@pytest.mark.parametrize("estimator", ["one_sided_difference", "central_difference", "double_backward"])
+def test_norm_and_weight_gradient_equal_the_closed_form(prediction_type: str, estimator: str) -> None:
     schedule, network = _schedule(prediction_type), LinearNetwork()
     clean, noise, direction = _random(3)
     denoise = denoise_from(network, schedule, clean, TIMESTEPS, torch.empty(0))
-    output, norms, _ = double_backward(denoise, noise, direction)
-    variation = StepwiseVariation(VariationConfig())
+    variation = StepwiseVariation(VariationConfig.model_validate({"estimator": estimator}))
+    output, norms, _ = variation.estimator(denoise, noise, direction)
     variation.update(1.7)
     variation.penalty(norms).mean().backward()
 
