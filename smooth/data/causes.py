@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
+import warnings
 from typing import Literal
+
+from PIL import Image
 
 Defect = Literal["empty", "not_an_image", "truncated"]
 
-# What img2dataset writes into a shard's `error_message`, first match wins: its own words, those of
-# urllib and http.client (str of the exception), and those of `defect` below.
+# What stands in a shard's `error_message`, first match wins: img2dataset's own words, those of urllib and
+# http.client (str of the exception), and the names of causes that are known where they arise.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), cause)
     for pattern, cause in (
-        (r"^(empty|not_an_image|truncated)$", r"\1"),
+        (r"^([a-z_]+)$", r"\1"),  # the causes of `defect` and of smooth.data.fetch, by their names
         (r"^image too small$", "too_small"),
         (r"^Image decoding error$", "undecodable"),
-        (r"X-Robots-Tag", "robots"),
+        (r"infinite loop", "redirect_loop"),
+        (r"Redirection to url .* is not allowed", "forbidden_scheme"),
         (r"^HTTP Error (\d{3})", r"http_\1"),
         (r"timed out", "timeout"),
         (r"IncompleteRead|Remote end closed|Connection reset|Broken pipe", "cut_connection"),
         (r"getaddrinfo|Name or service not known|name resolution|No address associated", "dns"),
         (r"Connection refused|unreachable|No route to host", "unreachable"),
         (r"SSL|CERTIFICATE", "tls"),
-        (r"unknown url type|no host given|nonnumeric port|URL can't contain", "bad_url"),
+        (r"unknown url type|no host given|nonnumeric port|can't contain|Invalid IPv6|Port could not", "bad_url"),
     )
 )
 OTHER = "other"
@@ -61,6 +67,19 @@ def defect(data: bytes) -> Defect | None:
     if not _is_picture(data):
         return "not_an_image"
     return "truncated" if _is_cut(data) else None
+
+
+def pixels(data: bytes) -> int:
+    """Width times height as the header says; 0 where Pillow does not know the format."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                return picture.width * picture.height
+    except Image.DecompressionBombError:
+        return sys.maxsize
+    except (OSError, ValueError, SyntaxError):
+        return 0
 
 
 def _is_picture(data: bytes) -> bool:

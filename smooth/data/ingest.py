@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.pool import Pool
 from typing import Any
 
@@ -25,12 +26,12 @@ import pyarrow.parquet as pq
 from smooth import progress, store
 from smooth.config import IngestConfig, RunConfig
 from smooth.data import causes, policy, web
+from smooth.data.fetch import Fetcher, FetchPolicy
 
 ALLOWED = "allowed.parquet.list"  # not *.parquet: those are the shards' own tables
 TEMPORARY = "_tmp"
 SHARD_DIGITS = 5
 SHARD_TRIES = 2
-USER_AGENT = "img2dataset"  # tells a site who asks, and which X-Robots-Tag lines are meant for us
 
 
 class IngestError(RuntimeError):
@@ -50,14 +51,15 @@ def run(config: RunConfig) -> dict[str, Any]:
     if store.is_complete(folder):
         return store.read_manifest(folder)
     started = time.monotonic()
-    with _listed(config.ingest, folder) as url_list:
+    with _listed(config.ingest, folder) as (url_list, fetch_policy):
         rows, allowed, refused = _select(url_list, store.join(folder, ALLOWED), config.ingest)
         if not allowed:
             raise IngestError(f"the policy refuses all {rows} rows of {url_list}: {_counts(refused)}. Relax ingest.*")
-        _download(config.ingest, folder, allowed)
+        _download(config.ingest, fetch_policy, folder, allowed)
     kept, failed, shards = _account(folder, allowed)
     if not kept:
-        raise IngestError(f"not one of {allowed} allowed rows gave a picture: {_counts(failed)}")
+        private = ". Name hosts of a private network in ingest.allowed_hosts" if failed["forbidden_address"] else ""
+        raise IngestError(f"not one of {allowed} allowed rows gave a picture: {_counts(failed)}{private}")
     fs, inner = store.filesystem(folder)
     fs.rm(posixpath.join(inner, ALLOWED))
     seconds = time.monotonic() - started
@@ -82,15 +84,22 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _listed(config: IngestConfig, folder: str) -> Iterator[str]:
-    """Path of the list to fetch; the built-in web serves while the block runs."""
+def _listed(config: IngestConfig, folder: str) -> Iterator[tuple[str, FetchPolicy]]:
+    """Path of the list, and what its URLs may do; the built-in web serves while the block runs."""
+    policy_of_list = FetchPolicy(
+        timeout_s=config.timeout_s,
+        deadline_s=config.deadline_s,
+        max_bytes=config.max_bytes,
+        retries=config.retries,
+        allowed_hosts=frozenset(config.allowed_hosts),
+    )
     if config.url_list is not None:
-        yield config.url_list
+        yield config.url_list, policy_of_list
     elif config.demo_web is not None:
         with web.serve(config.demo_web) as served:
             path = store.join(folder, TEMPORARY, "list.parquet")
             served.write_list(path)
-            yield path
+            yield path, replace(policy_of_list, allowed_hosts=policy_of_list.allowed_hosts | {served.host})
 
 
 def _select(url_list: str, target: str, config: IngestConfig) -> tuple[int, int, Counter[str]]:
@@ -135,18 +144,40 @@ def _first_rows(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterato
 class CheckedResizer:
     """img2dataset's resizer behind a look at the body's bytes: see :func:`smooth.data.causes.defect`."""
 
-    def __init__(self, resizer: Any) -> None:
+    def __init__(self, resizer: Any, max_pixels: int) -> None:
         self.resizer = resizer
+        self.max_pixels = max_pixels
 
     def __call__(self, stream: io.BytesIO, boxes: Any = None) -> tuple[Any, ...]:
         """Return (encoded picture, width, height, original width, original height, error message)."""
-        if found := causes.defect(stream.getvalue()):
+        body = stream.getvalue()
+        found: str | None = causes.defect(body)
+        if found is None and causes.pixels(body) > self.max_pixels:
+            found = "too_many_pixels"
+        if found is not None:
             return None, None, None, None, None, found
         result: tuple[Any, ...] = self.resizer(stream, boxes)
         return result
 
 
-def _download(config: IngestConfig, folder: str, allowed: int) -> None:
+class GuardedDownloader:
+    """img2dataset's downloader of one shard, with our `Fetcher` in the place of its download function."""
+
+    def __init__(self, downloader: Any, fetch_policy: FetchPolicy) -> None:
+        self.downloader = downloader
+        self.fetch_policy = fetch_policy
+
+    def __call__(self, shard: Any) -> tuple[bool, Any]:
+        """Fetch a shard in a process of the pool; return (succeeded, shard)."""
+        import img2dataset.downloader
+
+        # It has no setting for this; it looks the name up at each call.
+        img2dataset.downloader.download_image_with_retry = Fetcher(self.fetch_policy)
+        result: tuple[bool, Any] = self.downloader(shard)
+        return result
+
+
+def _download(config: IngestConfig, fetch_policy: FetchPolicy, folder: str, allowed: int) -> None:
     """Fetch the allowed rows in a pool of processes, one shard a task; finished shards are skipped.
 
     Raises:
@@ -174,7 +205,7 @@ def _download(config: IngestConfig, folder: str, allowed: int) -> None:
         done_shards=done,
         tmp_path=store.join(folder, TEMPORARY),
     )
-    downloader = _downloader(config, folder, reader.column_list)
+    downloader = GuardedDownloader(_downloader(config, folder, reader.column_list), fetch_policy)
     total = -(-allowed // config.shard_size)
     finished = len(done)
     progress.report("ingest", finished, total, "shards", rows=allowed)
@@ -228,21 +259,21 @@ def _downloader(config: IngestConfig, folder: str, columns: list[str]) -> Any:
     )
     return Downloader(
         sample_writer_class=WebDatasetSampleWriter,
-        resizer=CheckedResizer(resizer),
+        resizer=CheckedResizer(resizer, config.max_pixels),
         thread_count=config.threads,
         save_caption=True,
         extract_exif=False,
         output_folder=folder,
         column_list=columns,
-        timeout=config.timeout_s,
+        timeout=None,  # the fetch policy's
         number_sample_per_shard=config.shard_size,
         oom_shard_count=SHARD_DIGITS,
         compute_hash="sha256",
         verify_hash_type=None,
         encode_format=config.encode_format,
-        retries=config.retries,
-        user_agent_token=USER_AGENT,
-        disallowed_header_directives=["noai", "noimageai", "noindex", "noimageindex"],
+        retries=None,
+        user_agent_token=None,
+        disallowed_header_directives=None,
     )
 
 

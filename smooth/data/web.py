@@ -121,6 +121,11 @@ class Web:
     url: str
     config: DemoWebConfig
 
+    @property
+    def host(self) -> str:
+        """``host:port``, as its URLs spell it."""
+        return self.url.removeprefix("http://")
+
     @cached_property
     def rows(self) -> list[Row]:
         """The list's rows."""

@@ -35,7 +35,7 @@ def config_of(root: Path, *overrides: str) -> RunConfig:
     )
 
 
-def url_list(root: Path, path: Path, *overrides: str) -> RunConfig:
+def url_list(root: Path, path: Path | str, *overrides: str) -> RunConfig:
     return config_of(root, "ingest.demo_web=null", f"ingest.url_list={path}", *overrides)
 
 
@@ -148,9 +148,12 @@ def test_a_web_that_is_down_fails_with_the_cause(tmp_path: Path):
     # Port 9 (discard) of loopback: nobody listens.
     pq.write_table(pa.table({"URL": ["http://127.0.0.1:9/a.png"] * 3, "TEXT": ["a", "b", "c"]}), path)
     free = [f"ingest.{name}=null" for name in ("min_aesthetic", "max_punsafe", "max_pwatermark", "min_similarity")]
-    config = url_list(tmp_path / "artifacts", path, "ingest.min_size=0", *free)
+    listed = [str(path), "ingest.min_size=0", *free]
+    config = url_list(tmp_path / "artifacts", *listed, 'ingest.allowed_hosts=["127.0.0.1:9"]')
     with pytest.raises(ingest.IngestError, match="not one of 3 allowed rows gave a picture: unreachable 3"):
         ingest.run(config)
+    with pytest.raises(ingest.IngestError, match=r"forbidden_address 3.*ingest\.allowed_hosts"):
+        ingest.run(url_list(tmp_path / "artifacts", *listed))
     assert not store.is_complete(config.stage_dir("ingest"))
 
 
