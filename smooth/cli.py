@@ -104,6 +104,29 @@ def stage_command(
             print(f"  {key}: {value}")
 
 
+@app.command("ingest")
+def ingest_command(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, by rule, what would be fetched.")] = False,
+    config: ConfigOption = None,
+    preset: PresetOption = "tiny",
+    override: OverrideOption = None,
+) -> None:
+    """Fetch the pictures of the URL list, or say what would be fetched and refused, without a packet."""
+    if not dry_run:
+        stage_command("ingest", config, preset, override)
+        return
+    import tempfile
+
+    from smooth.data import selection
+
+    with reported(), tempfile.TemporaryDirectory() as folder:
+        found = selection.dry_run(load_config(preset, override, config).ingest, folder)
+        print(f"{found.rows:>12,} rows listed")
+        for rule, count in found.refused.items():
+            print(f"{count:>12,} refused by ingest.{rule}")
+        print(f"{found.allowed:>12,} would be fetched")
+
+
 @app.command("stages")
 def stages_command(preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
     """Show each stage's fingerprint and whether its artifact is there: what a run would reuse."""

@@ -13,195 +13,31 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError
 
 from smooth import store
 from smooth.overrides import ConfigError as ConfigError
 from smooth.overrides import apply_override, nearest, read_preset
+from smooth.sections import DemoWebConfig as DemoWebConfig
+from smooth.sections import EvaluateConfig as EvaluateConfig
+from smooth.sections import IngestConfig as IngestConfig
+from smooth.sections import LatentsConfig as LatentsConfig
+from smooth.sections import LoraConfig as LoraConfig
+from smooth.sections import ModelConfig as ModelConfig
+from smooth.sections import RegisterConfig as RegisterConfig
+from smooth.sections import Section as Section
+from smooth.sections import StorageConfig as StorageConfig
+from smooth.sections import TrainConfig as TrainConfig
+from smooth.sections import VariationConfig as VariationConfig
 
 Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
 STAGE_VERSIONS: dict[Stage, int] = {"ingest": 1, "latents": 1, "train": 1, "evaluate": 2, "register": 1}
-
-
-def runtime(default: Any, description: str, **constraints: Any) -> Any:
-    """A field that changes how fast a stage runs, never what it makes: not in the fingerprint."""
-    return Field(default, description=description, json_schema_extra={"runtime": True}, **constraints)
-
-
-class Section(BaseModel):
-    """Base of every config section: unknown keys are errors, values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def identity(self) -> dict[str, Any]:
-        """The fields that decide what a stage makes, as plain JSON values."""
-        result: dict[str, Any] = {}
-        for name, info in type(self).model_fields.items():
-            extra = info.json_schema_extra
-            if isinstance(extra, dict) and extra.get("runtime"):
-                continue
-            value = getattr(self, name)
-            result[name] = value.identity() if isinstance(value, Section) else value
-        return result
-
-
-class StorageConfig(Section):
-    """Where artifacts lie."""
-
-    root: str = runtime(".smooth/artifacts", "any fsspec path; a relative one counts from the working directory")
-
-
-class ModelConfig(Section):
-    """The base diffusion model that is made smooth."""
-
-    base: str = Field("builtin:tiny", description="builtin:NAME, a diffusers folder, a hub id or models:/NAME@ALIAS")
-    revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
-
-
-class DemoWebConfig(Section):
-    """The built-in web of captioned OpenMoji pictures, served on loopback while ingest runs."""
-
-    pictures: int | None = Field(None, ge=1, description="slice of the good pictures; None is all (about 3,900)")
-    fault_share: float = Field(0.05, ge=0, le=0.5, description="share of rows that are bad as the web is bad")
-    seed: int = 0
-
-
-class IngestConfig(Section):
-    """Which rows of the URL list are fetched, and how (img2dataset)."""
-
-    url_list: str | None = Field(None, description="Parquet list on any fsspec path")
-    demo_web: DemoWebConfig | None = Field(None, description="serve and use the built-in list instead of url_list")
-    image_size: int = Field(512, ge=8, description="pixels; the shorter side is resized to it and the centre kept")
-    min_size: int = Field(0, ge=0, description="pixels; smallest WIDTH and HEIGHT that is fetched")
-    min_aesthetic: float | None = Field(None, description="smallest AESTHETIC_SCORE")
-    max_punsafe: float | None = Field(None, ge=0, le=1)
-    max_pwatermark: float | None = Field(None, ge=0, le=1)
-    min_similarity: float | None = Field(None, ge=-1, le=1, description="smallest CLIP similarity of text and image")
-    limit: int | None = Field(None, ge=1, description="keep the first n rows of the list")
-    shard_size: int = Field(10_000, ge=1, description="pictures per WebDataset shard")
-    encode_format: Literal["jpg", "png"] = Field("jpg", description="jpg at quality 95, or png: larger, no loss")
-    timeout_s: float = Field(10.0, gt=0, description="seconds to connect, and to wait for the next bytes")
-    deadline_s: float = Field(60.0, gt=0, description="seconds for one request, redirects and slow bodies included")
-    max_bytes: int = Field(50_000_000, ge=1, description="of one picture")
-    max_pixels: int = Field(100_000_000, ge=1, description="of one picture, by its header, before it is decoded")
-    allowed_hosts: tuple[str, ...] = Field((), description="host:port that may lie in a private network")
-    retries: int = Field(2, ge=0, description="of transient failures")
-    processes: int = runtime(2, "downloading processes", ge=1)
-    threads: int = runtime(32, "connections of one process", ge=1)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.url_list is None) == (self.demo_web is None):
-            raise ValueError(
-                "ingest needs exactly one source: set ingest.url_list to a Parquet list, or ingest.demo_web "
-                "(for example ingest.demo_web.fault_share=0.05) and leave the other null"
-            )
-        return self
-
-
-class LatentsConfig(Section):
-    """How pictures become cached VAE latents and text embeddings (Ray Data)."""
-
-    image_size: int = Field(512, ge=8, description="pixels; a multiple of the VAE's downsampling")
-    cache_text: bool = Field(True, description="cache the text encoder's output; false caches token ids")
-    rows_per_file: int = Field(4096, ge=1)
-    batch_size: int = runtime(16, "pictures a VAE call encodes", ge=1)
-    actors: int = runtime(1, "encoding actors", ge=1)
-    gpus_per_actor: float = runtime(0.0, "GPUs each actor holds", ge=0)
-
-
-class LoraConfig(Section):
-    """Low-rank adapter on the UNet's attention layers (peft)."""
-
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(8.0, gt=0)
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-class VariationConfig(Section):
-    """Step-wise variation regularization (paper eq. 9 and 10)."""
-
-    weight: float = Field(1.0, ge=0, description="lambda of eq. 14; 0 switches the regularizer off")
-    target_decay: float = Field(0.01, gt=0, le=1, description="a <- a + decay (mean norm - a)")
-    estimator: Literal["one_sided_difference", "central_difference", "double_backward"] = "one_sided_difference"
-    difference_step: float | None = Field(None, gt=0, description="RMS in the noise; None goes by train.precision")
-    every: int = Field(1, ge=1, description="lazy: each k-th micro-step is regularized, with weight k lambda")
-
-
-class TrainConfig(Section):
-    """Fine-tuning: Ray Train workers, DeepSpeed ZeRO, LoRA, AdamW."""
-
-    steps: int = Field(30_000, ge=1, description="optimizer steps")
-    global_batch_size: int = Field(96, ge=1, description="samples per optimizer step, over all workers")
-    micro_batch_size: int = runtime(3, "samples a worker holds at once; the rest is accumulated", ge=1)
-    workers: int = runtime(4, "training processes", ge=1)
-    gpus_per_worker: float = runtime(0.0, "GPUs each worker holds", ge=0)
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = runtime(2, "DeepSpeed ZeRO stage, 0 to 3")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = Field(1.0, gt=0)
-    caption_dropout: float = Field(0.0, ge=0, le=1)
-    lora: LoraConfig = LoraConfig()
-    variation: VariationConfig = VariationConfig()
-    checkpoint_every: int = runtime(500, "optimizer steps between checkpoints", ge=1)
-    validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
-    max_failures: int = runtime(2, "worker failures survived before the stage fails", ge=0)
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-steps per optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size * self.workers)
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        per_micro_step = self.micro_batch_size * self.workers
-        if self.global_batch_size % per_micro_step:
-            raise ValueError(
-                f"train.global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size x workers = "
-                f"{self.micro_batch_size} x {self.workers} = {per_micro_step}; change one of the three"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _estimator_fits_zero(self) -> Self:
-        if self.zero_stage == 3 and self.variation.weight > 0 and self.variation.estimator == "double_backward":
-            raise ValueError(
-                "train.zero_stage=3 can't run train.variation.estimator=double_backward: ZeRO-3 releases the weights "
-                "that the second backward pass needs; set train.variation.estimator=one_sided_difference or "
-                "central_difference, or train.zero_stage=2"
-            )
-        return self
-
-
-class EvaluateConfig(Section):
-    """What is measured, on which prompts and noises, base against fine-tuned."""
-
-    prompts_file: str | None = Field(None, description="one prompt a line; None draws captions of the data set")
-    prompts: int = Field(500, ge=1, description="prompts of ISTD, two noises each")
-    frames: int = Field(11, ge=3, description="pictures from noise to noise")
-    pictures: int = Field(1000, ge=2, description="pictures of the Fréchet and kernel distances")
-    features: Literal["efficientnet-lite0"] = "efficientnet-lite0"
-    steps: int = Field(50, ge=1, description="DDIM steps")
-    guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale")
-    strips: int = Field(8, ge=1, description="interpolation strips drawn, base above smooth")
-    batch_size: int = runtime(22, "pictures sampled at once", ge=1)
-    actors: int = runtime(2, "sampling actors", ge=1)
-    gpus_per_actor: float = runtime(0.0, "GPUs each actor holds", ge=0)
-
-
-class RegisterConfig(Section):
-    """Where the result goes in the MLflow registry."""
-
-    name: str = "smooth-diffusion"
-    alias: str = "candidate"
 
 
 class RunConfig(Section):
@@ -262,8 +98,10 @@ class RunConfig(Section):
             inputs["upstream"] = self.fingerprint(STAGES[index - 1])
         section: Section = getattr(self, "register_" if stage == "register" else stage)
         inputs["config"] = section.identity()
-        if stage == "ingest" and self.ingest.url_list is not None:
-            inputs["url_list"] = _file_identity("ingest.url_list", self.ingest.url_list)
+        if stage == "ingest":
+            for key in ("url_list", "blocked_domains", "blocked_hashes"):
+                if (path := getattr(self.ingest, key)) is not None:
+                    inputs[key] = _file_identity(f"ingest.{key}", path)
         if stage == "evaluate" and self.evaluate.prompts_file is not None:
             inputs["prompts_file"] = _file_identity("evaluate.prompts_file", self.evaluate.prompts_file)
         if stage in ("latents", "train"):
@@ -318,10 +156,11 @@ def _digest(value: Any) -> str:
 
 
 def _file_identity(key: str, path: str) -> str:
+    """Changes with the content of a file, or of any file in a folder."""
     fs, inner = store.filesystem(path)
     if not fs.exists(inner):
         raise ConfigError(f"{key}={path}: no such file; give the path of one on any fsspec filesystem")
-    return str(fs.checksum(inner))
+    return _digest([str(fs.checksum(file)) for file in sorted(fs.find(inner))])
 
 
 def _explain(item: Any) -> str:

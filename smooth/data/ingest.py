@@ -19,14 +19,14 @@ from dataclasses import replace
 from multiprocessing.pool import Pool
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from smooth import progress, store
 from smooth.config import IngestConfig, RunConfig
-from smooth.data import causes, policy, web
+from smooth.data import causes, web
+from smooth.data.columns import CAPTION, URL
 from smooth.data.fetch import Fetcher, FetchPolicy
+from smooth.data.selection import select
 
 ALLOWED = "allowed.parquet.list"  # not *.parquet: those are the shards' own tables
 TEMPORARY = "_tmp"
@@ -52,7 +52,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         return store.read_manifest(folder)
     started = time.monotonic()
     with _listed(config.ingest, folder) as (url_list, fetch_policy):
-        rows, allowed, refused = _select(url_list, store.join(folder, ALLOWED), config.ingest)
+        rows, allowed, refused = select(url_list, config.ingest, store.join(folder, ALLOWED))
         if not allowed:
             raise IngestError(f"the policy refuses all {rows} rows of {url_list}: {_counts(refused)}. Relax ingest.*")
         _download(config.ingest, fetch_policy, folder, allowed)
@@ -100,45 +100,6 @@ def _listed(config: IngestConfig, folder: str) -> Iterator[tuple[str, FetchPolic
             path = store.join(folder, TEMPORARY, "list.parquet")
             served.write_list(path)
             yield path, replace(policy_of_list, allowed_hosts=policy_of_list.allowed_hosts | {served.host})
-
-
-def _select(url_list: str, target: str, config: IngestConfig) -> tuple[int, int, Counter[str]]:
-    """Stream the list through the policy into ``target``; return rows listed, allowed and refused by rule."""
-    fs, inner = store.filesystem(url_list)
-    try:
-        listed = pads.dataset(inner, filesystem=fs, format="parquet")
-    except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise ValueError(f"ingest.url_list={url_list} is not a readable Parquet list: {error}") from error
-    policy.check_columns(listed.schema.names, config)
-    columns = policy.fetched_columns(listed.schema.names)
-    refused: Counter[str] = Counter()
-    rows = allowed = 0
-    out_fs, out = store.filesystem(target)
-    out_fs.makedirs(posixpath.dirname(out), exist_ok=True)
-    with out_fs.open(out, "wb") as handle, pq.ParquetWriter(handle, _subschema(listed.schema, columns)) as writer:
-        for table in _first_rows(listed.to_batches(columns=columns), config.limit):
-            rows += table.num_rows
-            passed, counts = policy.apply(table, config)
-            refused += counts
-            allowed += passed.num_rows
-            writer.write_table(passed)
-    return rows, allowed, refused
-
-
-def _subschema(schema: pa.Schema, columns: list[str]) -> pa.Schema:
-    return pa.schema([schema.field(column) for column in columns])
-
-
-def _first_rows(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.Table]:
-    """The stream's batches as tables, cut after ``limit`` rows."""
-    left = limit
-    for batch in batches:
-        if left is not None:
-            batch = batch.slice(0, left)
-            left -= batch.num_rows
-        yield pa.Table.from_batches([batch])
-        if left == 0:
-            return
 
 
 class CheckedResizer:
@@ -192,12 +153,12 @@ def _download(config: IngestConfig, fetch_policy: FetchPolicy, folder: str, allo
     done = {int(posixpath.basename(path).split("_")[0]) for path in fs.glob(f"{inner}/*_stats.json")}
     # The reader takes any file it is given as the format it is told.
     listed = store.join(folder, ALLOWED)
-    extra = [name for name in _columns(listed) if name not in (policy.URL, policy.CAPTION)]
+    extra = [name for name in _columns(listed) if name not in (URL, CAPTION)]
     reader = Reader(
         url_list=listed,
         input_format="parquet",
-        url_col=policy.URL,
-        caption_col=policy.CAPTION,
+        url_col=URL,
+        caption_col=CAPTION,
         verify_hash_col=None,
         verify_hash_type=None,
         save_additional_columns=extra,

@@ -1,99 +1,152 @@
-"""Which rows of a URL list may be fetched, decided from the list's own columns, before any packet."""
+"""Which rows of a URL list may be fetched, decided from the list's own columns, before any packet.
+
+Tables have LAION's column names here: :mod:`smooth.data.columns` knows what other lists call them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from smooth.config import IngestConfig
+from smooth import store
+from smooth.config import ConfigError, IngestConfig
+from smooth.data.columns import CAPTION, URL
 
-URL, CAPTION = "URL", "TEXT"
-# LAION's columns that travel with a picture, where the list has them.
-EXTRA = ("WIDTH", "HEIGHT", "similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE", "hash")
+NOT_HOST = r"^[^@]*@|[:?#].*$"  # of what stands between "//" and the next "/"
+PARENTS = 4  # a host is looked up with so many domains above it
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Rows pass where all ``columns`` are at least (``lower``) or at most ``threshold``.
-
-    ``name`` is the config knob. A row without a value fails: what can't be judged isn't fetched.
-    """
+    """A reason to refuse a row."""
 
     name: str
+    """the config's knob, under which refused rows are counted"""
     columns: tuple[str, ...]
-    threshold: float
-    lower: bool = True
-
-    def passes(self, table: pa.Table) -> Any:
-        """Boolean array, one value a row of ``table``, no nulls."""
-        compare = pc.greater_equal if self.lower else pc.less_equal
-        masks = [pc.fill_null(compare(table[column], self.threshold), False) for column in self.columns]
-        verdict = masks[0]
-        for mask in masks[1:]:
-            verdict = pc.and_(verdict, mask)
-        return verdict
+    """what it looks at"""
+    passes: Callable[[pa.Table], Any]
+    """table => boolean array, one value a row, no nulls: what can't be judged isn't fetched"""
 
 
-@dataclass(frozen=True)
-class NotEmpty:
-    """Rows pass where the text column holds something beside white space."""
+def threshold(name: str, columns: tuple[str, ...], limit: float, *, lower: bool) -> Rule:
+    """Rows pass where all ``columns`` are at least (``lower``) or at most ``limit``."""
+    compare = pc.greater_equal if lower else pc.less_equal
 
-    name: str
-    column: str
+    def passes(table: pa.Table) -> Any:
+        return reduce(pc.and_, (pc.fill_null(compare(table[column], limit), False) for column in columns))
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The one column that is looked at."""
-        return (self.column,)
-
-    def passes(self, table: pa.Table) -> Any:
-        """Boolean array, one value a row of ``table``, no nulls."""
-        return pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(table[self.column])), 0), False)
+    return Rule(name, columns, passes)
 
 
-def rules(config: IngestConfig) -> list[Rule | NotEmpty]:
-    """The rules that the config switches on, in the order in which they refuse."""
-    found: list[Rule | NotEmpty] = [NotEmpty("no_url", URL), NotEmpty("no_caption", CAPTION)]
+def aspect(name: str, limit: float) -> Rule:
+    """Rows pass where the longer side is at most ``limit`` times the shorter."""
+    columns = ("WIDTH", "HEIGHT")
+
+    def passes(table: pa.Table) -> Any:
+        sides = [pc.cast(table[column], pa.float64()) for column in columns]
+        longer, shorter = (find(*sides, skip_nulls=False) for find in (pc.max_element_wise, pc.min_element_wise))
+        return pc.fill_null(pc.less_equal(longer, pc.multiply(shorter, limit)), False)
+
+    return Rule(name, columns, passes)
+
+
+def length(name: str, column: str, least: int, most: int | None = None) -> Rule:
+    """Rows pass where the text, without white space around it, has from ``least`` to ``most`` characters."""
+
+    def passes(table: pa.Table) -> Any:
+        found = pc.utf8_length(pc.utf8_trim_whitespace(table[column]))
+        fits = pc.greater_equal(found, least)
+        return pc.fill_null(fits if most is None else pc.and_(fits, pc.less_equal(found, most)), False)
+
+    return Rule(name, (column,), passes)
+
+
+def not_listed(name: str, column: str, values: list[str]) -> Rule:
+    """Rows pass where the column's value, as text, is not among ``values``."""
+    listed = pa.array(values, pa.string())
+    return Rule(
+        name, (column,), lambda table: pc.invert(pc.is_in(pc.cast(table[column], pa.string()), value_set=listed))
+    )
+
+
+def other_domain(name: str, values: list[str]) -> Rule:
+    """Rows pass where neither the URL's host nor a domain above it is among ``values``."""
+    domains = pa.array([value.lower().strip(".") for value in values], pa.string())
+
+    def passes(table: pa.Table) -> Any:
+        # Splitting is several times faster than a regular expression for the host.
+        parts = pc.list_slice(pc.split_pattern(table[URL], "/", max_splits=3), 2, 3)
+        host = pc.utf8_lower(pc.replace_substring_regex(pc.binary_join(parts, ""), NOT_HOST, ""))
+        host = pc.utf8_rtrim(host, ".")
+        blocked = pc.is_in(host, value_set=domains)
+        for _ in range(PARENTS):
+            host = pc.replace_substring_regex(host, r"^[^.]*\.", "")
+            blocked = pc.or_(blocked, pc.is_in(host, value_set=domains))
+        return pc.invert(blocked)
+
+    return Rule(name, (URL,), passes)
+
+
+def rules(config: IngestConfig) -> list[Rule]:
+    """The rules that the config switches on, in the order in which they refuse.
+
+    Raises:
+        ConfigError: a file of blocked values is not there.
+    """
+    found = [length("no_url", URL, 1), length("no_caption", CAPTION, 1)]
+    if config.min_caption > 1:
+        found.append(length("min_caption", CAPTION, config.min_caption))
+    if config.max_caption is not None:
+        found.append(length("max_caption", CAPTION, 0, config.max_caption))
+    if config.blocked_domains is not None:
+        found.append(other_domain("blocked_domains", _lines("blocked_domains", config.blocked_domains)))
+    if config.blocked_hashes is not None:
+        found.append(not_listed("blocked_hashes", "hash", _lines("blocked_hashes", config.blocked_hashes)))
     if config.min_size:
-        found.append(Rule("min_size", ("WIDTH", "HEIGHT"), config.min_size))
-    if config.max_punsafe is not None:
-        found.append(Rule("max_punsafe", ("punsafe",), config.max_punsafe, lower=False))
-    if config.max_pwatermark is not None:
-        found.append(Rule("max_pwatermark", ("pwatermark",), config.max_pwatermark, lower=False))
-    if config.min_aesthetic is not None:
-        found.append(Rule("min_aesthetic", ("AESTHETIC_SCORE",), config.min_aesthetic))
-    if config.min_similarity is not None:
-        found.append(Rule("min_similarity", ("similarity",), config.min_similarity))
+        found.append(threshold("min_size", ("WIDTH", "HEIGHT"), config.min_size, lower=True))
+    if config.max_aspect is not None:
+        found.append(aspect("max_aspect", config.max_aspect))
+    scores = (
+        ("max_punsafe", "punsafe", False),
+        ("max_pwatermark", "pwatermark", False),
+        ("min_aesthetic", "AESTHETIC_SCORE", True),
+        ("min_similarity", "similarity", True),
+    )
+    for name, column, lower in scores:
+        if (limit := getattr(config, name)) is not None:
+            found.append(threshold(name, (column,), limit, lower=lower))
     return found
 
 
-def check_columns(columns: list[str], config: IngestConfig) -> None:
+def check_columns(columns: Sequence[str], found: Sequence[Rule]) -> None:
     """Refuse a list that lacks a column some rule needs.
 
     Raises:
         ValueError: names the missing columns, the rules that need them and the columns seen.
     """
-    missing = {rule.name: [c for c in rule.columns if c not in columns] for rule in rules(config)}
+    missing = {rule.name: [column for column in rule.columns if column not in columns] for rule in found}
     missing = {name: lacking for name, lacking in missing.items() if lacking}
     if missing:
         needed = "; ".join(f"{', '.join(lacking)} (for {name})" for name, lacking in missing.items())
         raise ValueError(
             f"the URL list lacks column {needed}. It has: {', '.join(columns)}. "
-            "Rename the columns as LAION does, or set the ingest threshold to null (min_size: 0)."
+            'Name the column as in ingest.columns={"punsafe": "NAME"}, or set the threshold to null (min_size: 0).'
         )
 
 
-def apply(table: pa.Table, config: IngestConfig) -> tuple[pa.Table, Counter[str]]:
+def apply(table: pa.Table, found: Sequence[Rule]) -> tuple[pa.Table, Counter[str]]:
     """Split a table: the rows that may be fetched, and how many each rule refused.
 
     Every row is either kept or counted under exactly one rule, the first that refuses it.
     """
     refused: Counter[str] = Counter()
-    for rule in rules(config):
+    for rule in found:
         before = table.num_rows
         table = table.filter(rule.passes(table))
         if before > table.num_rows:
@@ -101,6 +154,8 @@ def apply(table: pa.Table, config: IngestConfig) -> tuple[pa.Table, Counter[str]
     return table, refused
 
 
-def fetched_columns(columns: list[str]) -> list[str]:
-    """The list's columns that go on with the allowed rows."""
-    return [URL, CAPTION, *(column for column in EXTRA if column in columns)]
+def _lines(key: str, path: str) -> list[str]:
+    if not store.exists(path):
+        raise ConfigError(f"ingest.{key}={path}: no such file; give a text file with one value a line")
+    lines = (line.strip() for line in store.read_bytes(path).decode().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]

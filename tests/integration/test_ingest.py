@@ -155,10 +155,3 @@ def test_a_web_that_is_down_fails_with_the_cause(tmp_path: Path):
     with pytest.raises(ingest.IngestError, match=r"forbidden_address 3.*ingest\.allowed_hosts"):
         ingest.run(url_list(tmp_path / "artifacts", *listed))
     assert not store.is_complete(config.stage_dir("ingest"))
-
-
-def test_limit_takes_the_first_rows():
-    batches = pa.table({"a": list(range(10))}).to_batches(max_chunksize=4)
-    for limit, expected in ((None, 10), (1, 1), (4, 4), (7, 7), (50, 10)):
-        taken = [value for table in ingest._first_rows(iter(batches), limit) for value in table["a"].to_pylist()]
-        assert taken == list(range(expected))

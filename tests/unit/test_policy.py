@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smooth.config import IngestConfig
+from smooth.config import ConfigError, IngestConfig
 from smooth.data import policy
 
 STRICT = IngestConfig(
@@ -50,7 +51,7 @@ def listed(*rows: dict[str, Any]) -> pa.Table:
 
 
 def test_a_row_at_every_threshold_passes():
-    kept, refused = policy.apply(listed({}), STRICT)
+    kept, refused = policy.apply(listed({}), policy.rules(STRICT))
     assert kept.num_rows == 1
     assert not refused
 
@@ -73,21 +74,74 @@ def test_a_row_at_every_threshold_passes():
     ],
 )
 def test_each_rule_refuses_under_its_own_name(change: dict[str, Any], rule: str):
-    kept, refused = policy.apply(listed({}, change), STRICT)
+    kept, refused = policy.apply(listed({}, change), policy.rules(STRICT))
     assert kept.num_rows == 1
     assert refused == {rule: 1}
 
 
+def _loose(**knobs: Any) -> list[policy.Rule]:
+    return policy.rules(IngestConfig(url_list="list.parquet", **knobs))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "kept", "lost"),
+    [
+        ({"max_aspect": 2.0}, {"WIDTH": 128}, {"WIDTH": 129}),
+        ({"max_aspect": 2.0}, {"HEIGHT": 128}, {"HEIGHT": None}),
+        ({"min_caption": 3}, {"TEXT": " cat "}, {"TEXT": " ox  "}),
+        ({"max_caption": 3}, {"TEXT": "cat"}, {"TEXT": "cats"}),
+    ],
+)
+def test_rules_of_shape(knobs: dict[str, Any], kept: dict[str, Any], lost: dict[str, Any]):
+    passed, refused = policy.apply(listed(kept, lost), _loose(**knobs))
+    assert passed.num_rows == 1
+    assert refused == {next(iter(knobs)): 1}
+
+
+def test_blocked_domains_mean_their_subdomains_and_no_look_alikes(tmp_path: Path):
+    path = tmp_path / "domains.txt"
+    path.write_text("# ours\nexample.org\nShop.Example.net.\n\n")
+    hosts = {
+        "http://example.org/a.jpg": False,
+        "https://img.cdn.EXAMPLE.org:8080/a.jpg": False,
+        "http://user@example.org/": False,
+        "http://example.org.": False,
+        "http://shop.example.net?x=/": False,
+        "http://example.net/example.org": True,
+        "http://notexample.org/a.jpg": True,
+        "http://example.org.evil.com/a.jpg": True,
+        "mailto:x": True,
+    }
+    passed, refused = policy.apply(listed(*({"URL": url} for url in hosts)), _loose(blocked_domains=str(path)))
+    assert passed["URL"].to_pylist() == [url for url, passes in hosts.items() if passes]
+    assert refused == {"blocked_domains": 5}
+
+
+def test_blocked_hashes(tmp_path: Path):
+    path = tmp_path / "hashes.txt"
+    path.write_text("7\n-9\n")
+    passed, refused = policy.apply(
+        listed({"hash": 7}, {"hash": -9}, {"hash": 70}, {"hash": None}), _loose(blocked_hashes=str(path))
+    )
+    assert passed["hash"].to_pylist() == [70, None]
+    assert refused == {"blocked_hashes": 2}
+
+
+def test_a_missing_file_of_blocked_values_is_named():
+    with pytest.raises(ConfigError, match=r"ingest\.blocked_hashes=nowhere\.txt: no such file"):
+        _loose(blocked_hashes="nowhere.txt")
+
+
 def test_rules_that_are_off_need_no_column():
-    config = IngestConfig(url_list="list.parquet")
-    policy.check_columns(["URL", "TEXT"], config)
-    kept, refused = policy.apply(listed({"punsafe": 1.0, "WIDTH": 1}), config)
+    rules = policy.rules(IngestConfig(url_list="list.parquet"))
+    policy.check_columns(["URL", "TEXT"], rules)
+    kept, refused = policy.apply(listed({"punsafe": 1.0, "WIDTH": 1}), rules)
     assert (kept.num_rows, refused.total()) == (1, 0)
 
 
 def test_a_missing_column_is_named_with_those_seen():
     with pytest.raises(ValueError, match=r"punsafe \(for max_punsafe\).*It has: URL, TEXT, WIDTH, HEIGHT"):
-        policy.check_columns(["URL", "TEXT", "WIDTH", "HEIGHT", "pwatermark"], STRICT)
+        policy.check_columns(["URL", "TEXT", "WIDTH", "HEIGHT", "pwatermark"], policy.rules(STRICT))
 
 
 score = st.none() | st.floats(allow_nan=True, allow_infinity=True)
@@ -113,7 +167,7 @@ rows = st.lists(
 @settings(deadline=None)  # the first example pays for Arrow's start
 @given(rows)
 def test_the_partition_adds_up_and_what_is_kept_obeys(found: list[dict[str, Any]]):
-    kept, refused = policy.apply(listed(*found), STRICT)
+    kept, refused = policy.apply(listed(*found), policy.rules(STRICT))
     assert kept.num_rows + refused.total() == len(found)
     assert all(count > 0 for count in refused.values())
     for row in kept.to_pylist():
