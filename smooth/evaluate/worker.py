@@ -16,7 +16,7 @@ from smooth.config import ModelConfig
 from smooth.diffusion import sampler
 from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.protocol import Protocol
-from smooth.models.lora import WEIGHTS_NAME
+from smooth.models import WEIGHTS_NAME
 from smooth.models.pipeline import load_pipeline
 
 Model = Literal["base", "smooth"]

@@ -1,1 +1,3 @@
 """Models: loading pipelines, adapters, and the committed small model."""
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # of an adapter, as diffusers looks for it

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from smooth import store
 from smooth.config import LoraConfig
+from smooth.models import WEIGHTS_NAME
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 
 

@@ -17,8 +17,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from smooth import cluster, store, tracking
 from smooth.config import RunConfig, TrainConfig, resolve_model
-from smooth.models.lora import WEIGHTS_NAME
-from smooth.train.loop import Place, Training, TrainJob
+from smooth.models import WEIGHTS_NAME
+from smooth.train.job import Place, TrainJob
 from smooth.train.state import TrainError
 
 CHECKPOINTS_KEPT = 2
@@ -124,6 +124,9 @@ def _cpus_per_worker(config: TrainConfig) -> int:
 
 def _worker(settings: dict[str, Any]) -> Outcome:
     """One rank of the training, started by Ray Train inside a process group."""
+    # Here, not above: diffusers takes ten seconds to import, and the driver and the controller need none of it.
+    from smooth.train.loop import Training
+
     job: TrainJob = settings["job"]
     context = ray.train.get_context()
     rank = context.get_world_rank()

@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import distributed as dist
 
 from smooth import progress, store
-from smooth.config import RunConfig
 from smooth.data.loader import LatentLoader, LatentsDataset
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation
 from smooth.models.lora import save_lora
 from smooth.models.pipeline import load_pipeline
 from smooth.train.engine import Engine
+from smooth.train.job import Place, TrainJob
 from smooth.train.state import TrainState
 from smooth.train.step import StepResult, TrainingStep
 from smooth.train.validation import Validator
 
 PROGRESS_LINES = 50  # of a whole run
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What every rank of a training is told. Folders are absolute: ranks run in directories of their own."""
-
-    config: RunConfig
-    base: str  # the resolved model.base
-    latents: str  # finished latents folder
-    folder: str  # the train stage's folder
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank runs, and whom it tells. Only rank 0's ``log`` and ``picture`` are called."""
-
-    rank: int
-    ranks: int
-    device: torch.device
-    log: Callable[[Mapping[str, float], int], None]  # (metrics, step)
-    picture: Callable[[str, int], None]  # (path of a PNG, step)
-    checkpoint: Callable[[Callable[[Path], None], int], None]  # (writes a rank's files into a folder, step)
 
 
 class Training:

@@ -8,7 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from smooth.config import LoraConfig
-from smooth.models.lora import WEIGHTS_NAME, add_lora, lora_weights, save_lora
+from smooth.models import WEIGHTS_NAME
+from smooth.models.lora import add_lora, lora_weights, save_lora
 from smooth.models.pipeline import load_pipeline
 
 

@@ -1,0 +1,33 @@
+"""What a rank of a training is told. Light to import: the stage's driver and Ray's controller need no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from smooth.config import RunConfig
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What every rank of a training is told. Folders are absolute: ranks run in directories of their own."""
+
+    config: RunConfig
+    base: str  # the resolved model.base
+    latents: str  # finished latents folder
+    folder: str  # the train stage's folder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs, and whom it tells. Only rank 0's ``log`` and ``picture`` are called."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+    log: Callable[[Mapping[str, float], int], None]  # (metrics, step)
+    picture: Callable[[str, int], None]  # (path of a PNG, step)
+    checkpoint: Callable[[Callable[[Path], None], int], None]  # (writes a rank's files into a folder, step)
