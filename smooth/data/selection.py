@@ -17,6 +17,13 @@ from smooth.config import ConfigError, IngestConfig
 from smooth.data import policy, web
 from smooth.data.columns import recognise
 
+# Arrow's own defaults read a list far ahead of its reader, and keep what they read.
+STREAMED = {
+    "batch_readahead": 2,
+    "fragment_readahead": 1,
+    "fragment_scan_options": pads.ParquetFragmentScanOptions(pre_buffer=False),
+}
+
 
 class Selection(NamedTuple):
     """What the policy made of a list; ``rows == allowed + refused.total()``."""
@@ -57,7 +64,8 @@ def select(url_list: str, config: IngestConfig, target: str | None = None) -> Se
     refused: Counter[str] = Counter()
     rows = allowed = 0
     with nullcontext() if target is None else _writer(target, schema) as writer:
-        for table in _first_rows(listed.to_batches(columns=list(columns.values())), config.limit):
+        batches = listed.to_batches(columns=list(columns.values()), **STREAMED)
+        for table in _first_rows(batches, config.limit):
             rows += table.num_rows
             passed, counts = policy.apply(table.rename_columns(list(columns)), rules)
             refused += counts
