@@ -33,7 +33,7 @@ lint: setup  ## Check style, types and the rule of imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
 
-bench: setup  ## Run the benchmarks (an hour; keep the machine quiet)
+bench: setup  ## Run the benchmarks (long; keep the machine quiet)
 	@for script in tests/benchmarks/bench_*.py; do \
 	  module=$${script%.py}; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python -m "$${module//\//.}"; done
 

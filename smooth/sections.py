@@ -115,7 +115,11 @@ class VariationConfig(Section):
     target_decay: float = Field(0.01, gt=0, le=1, description="a <- a + decay (mean norm - a)")
     estimator: Literal["one_sided_difference", "central_difference", "double_backward"] = "one_sided_difference"
     difference_step: float | None = Field(None, gt=0, description="RMS in the noise; None goes by train.precision")
-    every: int = Field(1, ge=1, description="lazy: each k-th micro-step is regularized, with weight k lambda")
+    every: int = Field(
+        1,
+        ge=1,
+        description="lazy: each k-th micro-step has weight k lambda; which samples those are goes by workers and batch",
+    )
 
 
 class TrainConfig(Section):

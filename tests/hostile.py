@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smooth.data.fetch import Address
-
 PUBLIC, PRIVATE = "93.184.216.34", "10.0.0.5"
 NAMES = {
     "good.test": [PUBLIC],
@@ -37,7 +35,7 @@ NAMES = {
 REBINDING = "rebinding.test"  # public at the first look, private from the second on
 
 
-def resolve(folder: Path, host: str, port: int) -> list[Address]:
+def resolve(folder: Path, host: str, port: int) -> list[str]:
     """Names from the table, numbers as the system reads them; nothing is asked of a name server."""
     if host == REBINDING:
         seen = folder / "rebinding"
@@ -47,17 +45,16 @@ def resolve(folder: Path, host: str, port: int) -> list[Address]:
         addresses = NAMES[host]
     else:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return [Address(item[0], item[4]) for item in found]
-    return [Address(socket.AF_INET, (address, port)) for address in addresses]
+        return [str(item[4][0]) for item in found]
+    return addresses
 
 
-def dial(folder: Path, server_port: int, address: Address, timeout: float) -> socket.socket:
+def dial(folder: Path, server_port: int, address: str, port: int, timeout: float) -> socket.socket:
     """Connect to the server where the public address is meant; write down and refuse the rest."""
-    host, port = address.sockaddr[:2]
-    if (host, port) != (PUBLIC, server_port):
+    if (address, port) != (PUBLIC, server_port):
         with (folder / "attempts").open("a") as record:
-            record.write(f"{host} {port}\n")
-        raise OSError(f"a test connects to {host} {port}")
+            record.write(f"{address} {port}\n")
+        raise OSError(f"a test connects to {address} {port}")
     return socket.create_connection(("127.0.0.1", server_port), timeout)
 
 

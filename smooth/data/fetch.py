@@ -20,9 +20,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 USER_AGENT = "img2dataset"  # tells a site who asks, and which X-Robots-Tag lines are meant for us
 ROBOTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
@@ -37,28 +37,14 @@ class RefusedError(OSError):
     """The policy refuses a request; the message is the cause, as the manifest counts it."""
 
 
-class Address(NamedTuple):
-    """One place that a name resolves to."""
-
-    family: int
-    sockaddr: Any  # (host, port), or four values for IPv6
-
-
-def resolve(host: str, port: int) -> list[Address]:
+def resolve(host: str, port: int) -> list[str]:
     """All addresses of a name, as the system resolves it."""
-    return [Address(item[0], item[4]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    return [str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-def dial(address: Address, timeout: float) -> socket.socket:
-    """Connect to an address: the only place where ingest opens a socket."""
-    connection = socket.socket(address.family, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(timeout)
-        connection.connect(address.sockaddr)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def dial(address: str, port: int, timeout: float) -> socket.socket:
+    """Connect to a numeric address, so nothing is resolved again: the only place where ingest opens a socket."""
+    return socket.create_connection((address, port), timeout)
 
 
 def is_public(address: str) -> bool:
@@ -77,13 +63,13 @@ class FetchPolicy:
     """What a request may do. It is pickled to the downloading processes."""
 
     timeout_s: float = 10.0  # of connecting, and of waiting for the next bytes
-    deadline_s: float = 30.0  # of one try, redirects and slow bodies included
+    deadline_s: float = 60.0  # of one try, redirects and slow bodies included
     max_bytes: int = 50_000_000
     retries: int = 2  # of transient failures alone
     # "host:port" as URLs spell it, which may resolve to any address
     allowed_hosts: frozenset[str] = frozenset()
-    resolve: Callable[[str, int], list[Address]] = field(default=resolve)
-    dial: Callable[[Address, float], socket.socket] = field(default=dial)
+    resolve: Callable[[str, int], list[str]] = resolve
+    dial: Callable[[str, int, float], socket.socket] = dial
 
     def connect(self, host: str, port: int) -> socket.socket:
         """A socket to the host, at an address that was checked.
@@ -93,14 +79,12 @@ class FetchPolicy:
             OSError: it has none, or none of them answers.
         """
         addresses = self.resolve(host, port)
-        if f"{host}:{port}" not in self.allowed_hosts and not all(is_public(item.sockaddr[0]) for item in addresses):
+        if f"{host}:{port}" not in self.allowed_hosts and not all(map(is_public, addresses)):
             raise RefusedError("forbidden_address")
         failure: OSError = socket.gaierror(f"{host} has no address")
         for address in addresses:
             try:
-                return self.dial(address, self.timeout_s)
-            except RefusedError:
-                raise
+                return self.dial(address, port, self.timeout_s)
             except OSError as error:
                 failure = error
         raise failure

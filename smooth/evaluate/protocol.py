@@ -40,6 +40,8 @@ class Protocol:
     """identity of the base model"""
     data: str
     """fingerprint of the latents, which names the reference pictures too"""
+    reference_order: str = "key"
+    """by what the ingested pictures are counted when the reference pictures are drawn"""
 
     @classmethod
     def of(cls, config: RunConfig) -> Protocol:
@@ -93,7 +95,12 @@ class Protocol:
     @property
     def picture_stamp(self) -> dict[str, str | int | float]:
         """The part of values measured against reference pictures."""
-        return {**self.stamp, "prompts": _digest(self.picture_prompts), "reference": self.data}
+        return {
+            **self.stamp,
+            "prompts": _digest(self.picture_prompts),
+            "reference": self.data,
+            "reference_order": self.reference_order,
+        }
 
 
 def _digest(value: object) -> str:

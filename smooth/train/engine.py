@@ -59,7 +59,8 @@ class Engine:
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """The UNet's output in float32: x_t BxCxHxW, timesteps (B,), text BxLxD => BxCxHxW."""
-        # ZeRO-3 counts micro-steps by forward calls of the engine; below it they have no part in a step.
+        # ZeRO-3 counts micro-steps by forward calls of the engine. Stages 0 to 2 do without, and its backward hooks
+        # would take the pass that gives the gradient to the noise for the step's own.
         return self._run(self._engine if self.gathers_weights else self._engine.module, noisy, timesteps, text)
 
     @property

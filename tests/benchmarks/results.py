@@ -38,7 +38,9 @@ def folder() -> Path:
 
 def report(benchmark: str, results: list[Result]) -> Path:
     """Print the results and write them to ``.smooth/bench/<benchmark>.json``; return its path."""
-    command = shlex.join(["python", *sys.argv])
+    spec = sys.modules["__main__"].__spec__
+    started = [sys.argv[0]] if spec is None else ["-m", spec.name]
+    command = shlex.join(["python", *started, *sys.argv[1:]])
     path = folder() / f"{benchmark}.json"
     path.write_text(json.dumps([asdict(result) | {"command": command} for result in results], indent=2) + "\n")
     width = max(len(result.name) for result in results)

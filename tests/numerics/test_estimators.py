@@ -18,11 +18,13 @@ from smooth.diffusion.variation import StepwiseVariation
 from tests.numerics.networks import Draws, adapted, caller, flat, loss_of, relative, schedule, unet
 
 DIFFERENCES = ("one_sided_difference", "central_difference")
+BALANCED = 1e-3  # at this weight both terms of the loss have a like share in the gradient of a random UNet
 
 
-def _variation(estimator: str, dtype: torch.dtype = torch.float32, target: float = 0.2) -> StepwiseVariation:
-    variation = StepwiseVariation(VariationConfig.model_validate({"estimator": estimator}), dtype=dtype)
-    variation.update(target)
+def _variation(estimator: str, dtype: torch.dtype = torch.float32, weight: float = 1) -> StepwiseVariation:
+    config = VariationConfig.model_validate({"estimator": estimator, "weight": weight})
+    variation = StepwiseVariation(config, dtype=dtype)
+    variation.update(0.2)
     return variation
 
 
@@ -99,14 +101,16 @@ def test_half_precision_with_its_documented_step(
         assert _cosine(value, exact) >= least, estimator
 
 
-def _check_in(network: UNet2DConditionModel, estimator: str, around: AbstractContextManager[object]) -> None:
+def _assert_gradient_of_double_backward(
+    network: UNet2DConditionModel, estimator: str, around: AbstractContextManager[object]
+) -> None:
     draws = Draws.make(2, size=8)
-    reference = loss_of(caller(network), draws, schedule(), _variation("double_backward"))
+    reference = loss_of(caller(network), draws, schedule(), _variation("double_backward", weight=BALANCED))
     reference.backward()
     expected = flat(parameter.grad for parameter in network.parameters())
     network.zero_grad()
     with around:
-        loss = loss_of(caller(network), draws, schedule(), _variation(estimator))
+        loss = loss_of(caller(network), draws, schedule(), _variation(estimator, weight=BALANCED))
         loss.backward()
     torch.testing.assert_close(loss, reference, rtol=1e-4, atol=1e-4)
     assert relative(flat(parameter.grad for parameter in network.parameters()), expected) <= 1e-2
@@ -115,7 +119,7 @@ def _check_in(network: UNet2DConditionModel, estimator: str, around: AbstractCon
 @pytest.mark.parametrize("estimator", DIFFERENCES)
 def test_fused_attention_alone_serves(estimator: str) -> None:
     network = adapted(unet((16, 32), layers=1))
-    _check_in(network, estimator, sdpa_kernel(SDPBackend.FLASH_ATTENTION))
+    _assert_gradient_of_double_backward(network, estimator, sdpa_kernel(SDPBackend.FLASH_ATTENTION))
 
 
 @pytest.mark.parametrize("estimator", [*DIFFERENCES, "double_backward"])
@@ -132,7 +136,7 @@ def test_gradient_checkpointing(estimator: str) -> None:
 @pytest.mark.parametrize("estimator", DIFFERENCES)
 def test_full_fine_tuning(estimator: str) -> None:
     network = unet((16, 32), layers=1)
-    _check_in(network, estimator, nullcontext())
+    _assert_gradient_of_double_backward(network, estimator, nullcontext())
 
 
 class Attention(nn.Module):

@@ -34,7 +34,8 @@ def _network() -> UNet2DConditionModel:
 
 
 def _variation(estimator: str) -> StepwiseVariation:
-    variation = StepwiseVariation(VariationConfig.model_validate({"estimator": estimator}))
+    # At this weight both terms of the loss have a like share in the gradient.
+    variation = StepwiseVariation(VariationConfig.model_validate({"estimator": estimator, "weight": 1e-3}))
     variation.update(0.5)
     return variation
 

@@ -10,7 +10,7 @@ import urllib.error
 import pytest
 
 from smooth.data import fetch
-from smooth.data.fetch import Address, Fetcher, FetchPolicy, RefusedError
+from smooth.data.fetch import Fetcher, FetchPolicy, RefusedError
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:2800:220:1::1", "::ffff:8.8.8.8"])
@@ -33,12 +33,11 @@ def test_the_rest_is_not(address: str) -> None:
 def _policy(addresses: list[str], **settings: object) -> tuple[FetchPolicy, list[str]]:
     dialled: list[str] = []
 
-    def dial(address: Address, timeout: float) -> socket.socket:
-        dialled.append(address.sockaddr[0])
+    def dial(address: str, port: int, timeout: float) -> socket.socket:
+        dialled.append(address)
         raise ConnectionRefusedError("Connection refused")
 
-    found = [Address(socket.AF_INET, (address, 80)) for address in addresses]
-    return FetchPolicy(resolve=lambda host, port: found, dial=dial, **settings), dialled  # type: ignore[arg-type]
+    return FetchPolicy(resolve=lambda host, port: addresses, dial=dial, **settings), dialled  # type: ignore[arg-type]
 
 
 def test_one_private_address_of_a_name_spoils_it() -> None:
