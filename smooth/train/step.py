@@ -42,6 +42,7 @@ class TrainingStep:
         self.engine = engine
         self.schedule = schedule
         self.variation = variation
+        self.timestep_weights = variation.timestep_weights(schedule)
 
     def __call__(self, micro_batches: Sequence[Batch], step: int) -> StepResult:
         """Train on one global batch and return its means; ``step`` counts from 1.
@@ -53,24 +54,26 @@ class TrainingStep:
         due = [self.variation.is_due((step - 1) * len(batches) + number) for number in range(len(batches))]
         if any(due) and self.variation.target is None:
             self._start_target(batches)
-        base_losses, estimates = [], []
+        base_losses, regularizers = [], []
         for number, batch in enumerate(batches):
             output, estimate = self._forward(batch, due[number])
             base = denoising_loss(output, self.schedule.target(batch.latents, batch.noise, batch.timesteps))
             loss = base.mean()
+            regularizer = None
             if estimate is not None:
-                loss = loss + self.variation.weight * self.variation.penalty(estimate.norms).mean()
+                penalty = self.variation.penalty(estimate.norms) * self.timestep_weights[batch.timesteps]
+                regularizer = torch.stack([penalty, estimate.norms, estimate.error], dim=1)
+                loss = loss + self.variation.weight * penalty.mean()
+                del penalty
             self.engine.backward(loss)
             base_losses.append(base.detach())
-            estimates.append(
-                None if estimate is None else torch.stack([estimate.norms.detach(), estimate.error], dim=1)
-            )
-            del output, estimate, loss
+            regularizers.append(None if regularizer is None else regularizer.detach())
+            del output, estimate, loss, regularizer
             if number + 1 < len(batches):
                 self.engine.step()
-        result = self._result(torch.cat(base_losses), [values for values in estimates if values is not None])
+        result = self._result(torch.cat(base_losses), [values for values in regularizers if values is not None])
         if not math.isfinite(result.loss):
-            raise self._divergence(step, batches, base_losses, estimates)
+            raise self._divergence(step, batches, base_losses, regularizers)
         self.engine.step()
         if result.norm is not None:
             self.variation.update(result.norm)
@@ -95,14 +98,14 @@ class TrainingStep:
     def _denoise(self, batch: Batch, network: Denoiser) -> Denoise:
         return denoise_from(network, self.schedule, batch.latents, batch.timesteps, batch.text)
 
-    def _result(self, base_losses: Tensor, estimates: list[Tensor]) -> StepResult:
-        """The step's means over all ranks; ``estimates`` holds (norm, error) rows of regularized micro-batches."""
-        if not estimates:
+    def _result(self, base_losses: Tensor, regularizers: list[Tensor]) -> StepResult:
+        """The step's means over all ranks; ``regularizers`` holds (penalty, norm, error) rows of micro-batches."""
+        if not regularizers:
             (base,) = global_mean(base_losses[:, None])
             return StepResult(loss=base, loss_base=base)
-        values = torch.cat(estimates)
+        values = torch.cat(regularizers)
         (base,) = global_mean(base_losses[:, None])
-        penalty, norm, error = global_mean(torch.cat([self.variation.penalty(values[:, :1]), values], dim=1))
+        penalty, norm, error = global_mean(values)
         share = len(values) / len(base_losses)
         return StepResult(
             loss=base + self.variation.weight * share * penalty,
@@ -114,11 +117,15 @@ class TrainingStep:
         )
 
     def _divergence(
-        self, step: int, batches: Sequence[Batch], base_losses: Sequence[Tensor], estimates: Sequence[Tensor | None]
+        self,
+        step: int,
+        batches: Sequence[Batch],
+        base_losses: Sequence[Tensor],
+        regularizers: Sequence[Tensor | None],
     ) -> DivergenceError:
         """The error, with the samples at fault gathered from all ranks."""
         bad: list[int] = []
-        for batch, base, values in zip(batches, base_losses, estimates, strict=True):
+        for batch, base, values in zip(batches, base_losses, regularizers, strict=True):
             finite = base.isfinite()
             if values is not None:
                 finite = finite & values[:, 0].isfinite()
