@@ -15,6 +15,14 @@ hypothesis.settings.register_profile("smooth", deadline=None)
 hypothesis.settings.load_profile("smooth")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file's tests share a process, and so do files that need the same service of the session."""
+    services = {"test_chain": "cluster", "test_local_cluster": "cluster"}
+    services |= dict.fromkeys(["test_train", "test_latents", "test_evaluate"], "ray")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(services.get(item.path.stem, item.path.stem)))
+
+
 @pytest.fixture(scope="session")
 def tiny_base() -> str:
     """Name or folder of the base model under test; ``SMOOTH_TEST_BASE`` puts another in its place."""
