@@ -15,6 +15,7 @@ hypothesis.settings.register_profile("smooth", deadline=None)
 hypothesis.settings.load_profile("smooth")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file's tests share a process, and so do files that need the same service of the session."""
     services = {"test_chain": "cluster", "test_local_cluster": "cluster"}
