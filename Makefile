@@ -25,7 +25,7 @@ demo: cluster-up  ## Run the whole chain on this machine and show base against s
 	@$(BIN)/python -m flows.demo
 
 test: setup  ## Run all tests, with real Ray, Prefect, MLflow and HTTP
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
 lint: setup  ## Check style, types and the rule of imports
 	$(BIN)/ruff check .

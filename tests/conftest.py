@@ -6,22 +6,34 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # A shared machine may stall at any example; slow code is the benchmarks' business.
 hypothesis.settings.register_profile("smooth", deadline=None)
 hypothesis.settings.load_profile("smooth")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file's tests share a process, and so do files that need the same service of the session."""
-    services = {"test_chain": "cluster", "test_local_cluster": "cluster"}
-    services |= dict.fromkeys(["test_train", "test_latents", "test_evaluate"], "ray")
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(services.get(item.path.stem, item.path.stem)))
+# Files that need the same service of the session; pytest-xdist's own groups do not work with pytest 9.2.
+SERVICES = {"test_chain": "cluster", "test_local_cluster": "cluster"}
+SERVICES |= dict.fromkeys(["test_train", "test_latents", "test_evaluate"], "ray")
+
+
+class ByService(LoadScopeScheduling):
+    """A file's tests share a process, and so do the files of one service."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return SERVICES.get(file.stem, file.stem)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """What ``--numprocesses`` uses."""
+    return ByService(config, log)
 
 
 @pytest.fixture(scope="session")
