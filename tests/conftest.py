@@ -13,6 +13,10 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+# Before anything loads OpenMP, for the processes of the tests, too: threads that spin while they wait take the cores
+# from whatever the other process of the suite is doing.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # A shared machine may stall at any example; slow code is the benchmarks' business.
 hypothesis.settings.register_profile("smooth", deadline=None)
 hypothesis.settings.load_profile("smooth")
