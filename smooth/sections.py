@@ -67,6 +67,8 @@ class IngestConfig(Section):
     max_caption: int | None = Field(None, ge=1, description="characters")
     blocked_domains: str | None = Field(None, description="file of domains, one a line; subdomains are meant, too")
     blocked_hashes: str | None = Field(None, description="file of values of the column hash, one a line")
+    duplicate_url: Literal["refuse", "keep"] = Field("refuse", description="rows whose URL an earlier row has")
+    duplicate_hash: Literal["refuse", "keep"] = Field("refuse", description="rows whose hash an earlier row has")
     limit: int | None = Field(None, ge=1, description="keep the first n rows of the list")
     shard_size: int = Field(10_000, ge=1, description="pictures per WebDataset shard")
     encode_format: Literal["jpg", "png"] = Field("jpg", description="jpg at quality 95, or png: larger, no loss")

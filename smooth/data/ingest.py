@@ -28,7 +28,7 @@ from smooth.data.columns import CAPTION, URL
 from smooth.data.fetch import Fetcher, FetchPolicy
 from smooth.data.selection import select
 
-ALLOWED = "allowed.parquet.list"  # not *.parquet: those are the shards' own tables
+ALLOWED = "allowed"  # folder of the rows that may be fetched, while they are
 TEMPORARY = "_tmp"
 SHARD_DIGITS = 5
 SHARD_TRIES = 2
@@ -61,7 +61,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         private = ". Name hosts of a private network in ingest.allowed_hosts" if failed["forbidden_address"] else ""
         raise IngestError(f"not one of {allowed} allowed rows gave a picture: {_counts(failed)}{private}")
     fs, inner = store.filesystem(folder)
-    fs.rm(posixpath.join(inner, ALLOWED))
+    fs.rm(posixpath.join(inner, ALLOWED), recursive=True)
     seconds = time.monotonic() - started
     summary = {"listed": rows, "kept": kept}
     summary |= {f"refused by {rule}": count for rule, count in refused.items()}
@@ -151,7 +151,6 @@ def _download(config: IngestConfig, fetch_policy: FetchPolicy, folder: str, allo
     fs, inner = store.filesystem(folder)
     fs.makedirs(posixpath.join(inner, TEMPORARY), exist_ok=True)
     done = {int(posixpath.basename(path).split("_")[0]) for path in fs.glob(f"{inner}/*_stats.json")}
-    # The reader takes any file it is given as the format it is told.
     listed = store.join(folder, ALLOWED)
     extra = [name for name in _columns(listed) if name not in (URL, CAPTION)]
     reader = Reader(
@@ -199,7 +198,7 @@ def _pool(processes: int) -> Pool:
 
 def _columns(path: str) -> list[str]:
     fs, inner = store.filesystem(path)
-    with fs.open(inner, "rb") as handle:
+    with fs.open(sorted(fs.glob(f"{inner}/*.parquet"))[0], "rb") as handle:
         names: list[str] = pq.read_schema(handle).names
     return names
 

@@ -146,12 +146,15 @@ def apply(table: pa.Table, found: Sequence[Rule]) -> tuple[pa.Table, Counter[str
     Every row is either kept or counted under exactly one rule, the first that refuses it.
     """
     refused: Counter[str] = Counter()
-    for rule in found:
-        before = table.num_rows
-        table = table.filter(rule.passes(table))
-        if before > table.num_rows:
-            refused[rule.name] = before - table.num_rows
-    return table, refused
+    passing, left = None, table.num_rows
+    for rule in found:  # masks are cheap; the rows are copied once, at the end
+        passes = rule.passes(table)
+        passing = passes if passing is None else pc.and_(passing, passes)
+        still = pc.sum(passing).as_py() or 0
+        if left > still:
+            refused[rule.name] = left - still
+        left = still
+    return table if left == table.num_rows else table.filter(passing), refused
 
 
 def _lines(key: str, path: str) -> list[str]:

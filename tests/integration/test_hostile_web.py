@@ -84,6 +84,7 @@ def rows() -> list[Row]:
     # The second look at the name says that it is private: the first request was safe, the next is not.
     found.append(Row("http://rebinding.test:PORT/again", "rebinding", "forbidden_address"))
     found.append(Row("http://nowhere.test:PORT/png", "no such name", "dns"))
+    found.append(Row(found[0].url, "the first row again", "duplicate_url"))
     return found
 
 
@@ -127,7 +128,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 def test_each_row_meets_its_fate(outcome: Outcome) -> None:
     assert len(rows()) >= 80
-    wrong = {row.url: (row.outcome, outcome.by_caption[row.caption]) for row in rows()}
+    wrong = {row.url: (row.outcome, outcome.by_caption.get(row.caption, "duplicate_url")) for row in rows()}
     assert {url: pair for url, pair in wrong.items() if pair[0] != pair[1]} == {}
 
 
@@ -138,5 +139,6 @@ def test_no_socket_was_opened_to_a_forbidden_address(outcome: Outcome) -> None:
 def test_the_manifest_counts_every_row_under_one_cause(outcome: Outcome) -> None:
     expected = Counter(row.outcome for row in rows())
     assert outcome.manifest["kept"] == expected.pop(KEPT)
+    assert outcome.manifest["refused"] == {"duplicate_url": expected.pop("duplicate_url")}
     assert outcome.manifest["failed"] == expected
     assert outcome.manifest["rows"] == len(rows())

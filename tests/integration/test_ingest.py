@@ -146,7 +146,9 @@ def test_a_policy_that_refuses_everything_fails_with_the_counts(tmp_path: Path):
 def test_a_web_that_is_down_fails_with_the_cause(tmp_path: Path):
     path = tmp_path / "list.parquet"
     # Port 9 (discard) of loopback: nobody listens.
-    pq.write_table(pa.table({"URL": ["http://127.0.0.1:9/a.png"] * 3, "TEXT": ["a", "b", "c"]}), path)
+    pq.write_table(
+        pa.table({"URL": [f"http://127.0.0.1:9/{name}.png" for name in "abc"], "TEXT": ["a", "b", "c"]}), path
+    )
     free = [f"ingest.{name}=null" for name in ("min_aesthetic", "max_punsafe", "max_pwatermark", "min_similarity")]
     listed = [str(path), "ingest.min_size=0", *free]
     config = url_list(tmp_path / "artifacts", *listed, 'ingest.allowed_hosts=["127.0.0.1:9"]')
