@@ -75,15 +75,20 @@ def not_listed(name: str, column: str, values: list[str]) -> Rule:
     )
 
 
+def hosts(urls: Any) -> Any:
+    """The hosts of a column of URLs, in lower case; an empty text where there is none."""
+    # Splitting is several times faster than a regular expression for the host.
+    parts = pc.list_slice(pc.split_pattern(urls, "/", max_splits=3), 2, 3)
+    host = pc.utf8_lower(pc.replace_substring_regex(pc.binary_join(parts, ""), NOT_HOST, ""))
+    return pc.utf8_rtrim(host, ".")
+
+
 def other_domain(name: str, values: list[str]) -> Rule:
     """Rows pass where neither the URL's host nor a domain above it is among ``values``."""
     domains = pa.array([value.lower().strip(".") for value in values], pa.string())
 
     def passes(table: pa.Table) -> Any:
-        # Splitting is several times faster than a regular expression for the host.
-        parts = pc.list_slice(pc.split_pattern(table[URL], "/", max_splits=3), 2, 3)
-        host = pc.utf8_lower(pc.replace_substring_regex(pc.binary_join(parts, ""), NOT_HOST, ""))
-        host = pc.utf8_rtrim(host, ".")
+        host = hosts(table[URL])
         blocked = pc.is_in(host, value_set=domains)
         for _ in range(PARENTS):
             host = pc.replace_substring_regex(host, r"^[^.]*\.", "")

@@ -45,7 +45,7 @@ def dry_run(config: IngestConfig, folder: str) -> Selection:
     path = config.url_list
     if config.demo_web is not None:
         path = store.join(folder, "dry-run.parquet")
-        web.Web("http://127.0.0.1", config.demo_web).write_list(path)
+        web.Web(f"http://{web.NAME}", config.demo_web).write_list(path)
     if path is None:
         raise ConfigError("ingest has no source: set ingest.url_list or ingest.demo_web")
     return select(path, config)
@@ -84,7 +84,7 @@ def select(url_list: str, config: IngestConfig, target: str | None = None) -> Se
         duplicate, counts = duplicates.resolve()
         refused += counts
         if target is not None:
-            _write_parts(waiting, duplicate, target, schema, config.shard_size)
+            write_parts(_unrefused(waiting, duplicate), target, schema, config.shard_size)
     return Selection(rows, rows - refused.total(), refused)
 
 
@@ -126,20 +126,27 @@ def _first_rows(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Ta
             return
 
 
-def _write_parts(
-    waiting: Path, duplicate: npt.NDArray[np.bool_], target: str, schema: pa.Schema, shard_size: int
-) -> None:
-    """Write the rows that are no duplicates as ``part-00000.parquet`` and on; older parts are replaced."""
+def shards_of_part(shard_size: int) -> int:
+    """How many shards a file of allowed rows holds."""
+    return max(1, PART_ROWS // shard_size)
+
+
+def part_path(target: str, number: int) -> str:
+    """A file of allowed rows in the folder ``target``."""
+    return store.join(target, f"part-{number:05d}.parquet")
+
+
+def write_parts(tables: Iterator[pa.Table], target: str, schema: pa.Schema, shard_size: int) -> None:
+    """Write rows into files of whole shards in the folder ``target``; what is in it is replaced."""
     fs, folder = store.filesystem(target)
     if fs.exists(folder):
         fs.rm(folder, recursive=True)
     fs.makedirs(folder)
-    part_rows = shard_size * max(1, PART_ROWS // shard_size)
-    for number, tables in enumerate(_parts(_unrefused(waiting, duplicate), part_rows)):
+    for number, part in enumerate(_parts(tables, shard_size * shards_of_part(shard_size))):
         # URLs and captions hardly repeat: a dictionary costs three times the time and saves nothing.
-        path = f"{folder}/part-{number:05d}.parquet"
+        path = part_path(folder, number)
         with pq.ParquetWriter(path, schema, filesystem=fs, use_dictionary=False, write_statistics=False) as writer:
-            for table in tables:
+            for table in part:
                 writer.write_table(table)
 
 

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from smooth.config import RunConfig
-from smooth.data import ingest
-from smooth.data.fetch import FetchPolicy
+from smooth.data import causes, ingest
+from smooth.data.guard import FetchPolicy
 from tests import hostile
 
-pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 KEPT = "kept"
 
 # URL => what becomes of it. PORT is the server's; "good.test:PORT" is the public host.
@@ -98,7 +97,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("hostile")
     with hostile.serve() as port, pytest.MonkeyPatch.context() as patch:
         listed = folder / "list.parquet"
@@ -120,7 +119,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     stage = Path(config.stage_dir("ingest"))
     tables = pa.concat_tables(pq.read_table(path) for path in sorted(stage.glob("*.parquet")))
     by_caption = {
-        row["caption"]: KEPT if row["status"] == "success" else ingest.causes.cause_of(row["error_message"] or "")
+        row["caption"]: KEPT
+        if row["status"] == "success"
+        else causes.cause_of(row["error_message"] or "", row["status"])
         for row in tables.select(["caption", "status", "error_message"]).to_pylist()
     }
     return Outcome(manifest, by_caption, hostile.attempts(folder))
