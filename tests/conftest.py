@@ -19,7 +19,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file's tests share a process, and so do files that need the same service of the session."""
     services = {"test_chain": "cluster", "test_local_cluster": "cluster"}
     services |= dict.fromkeys(
-        ["test_train", "test_latents", "test_evaluate", "test_ingest", "test_retry", "test_hostile_web"], "ray"
+        [
+            "test_train",
+            "test_latents",
+            "test_evaluate",
+            "test_ingest",
+            "test_retry",
+            "test_hostile_web",
+            "test_interruptions",
+        ],
+        "ray",
     )
     for item in items:
         item.add_marker(pytest.mark.xdist_group(services.get(item.path.stem, item.path.stem)))
