@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at run configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+ingest_app = typer.Typer(invoke_without_command=True)
+app.add_typer(ingest_app, name="ingest")
 app.command("pretrain")(pretrain)
 
 PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
@@ -104,14 +106,17 @@ def stage_command(
             print(f"  {key}: {value}")
 
 
-@app.command("ingest")
+@ingest_app.callback()
 def ingest_command(
+    context: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, by rule, what would be fetched.")] = False,
     config: ConfigOption = None,
     preset: PresetOption = "tiny",
     override: OverrideOption = None,
 ) -> None:
     """Fetch the pictures of the URL list, or say what would be fetched and refused, without a packet."""
+    if context.invoked_subcommand is not None:
+        return
     if not dry_run:
         stage_command("ingest", config, preset, override)
         return
@@ -125,6 +130,17 @@ def ingest_command(
         for rule, count in found.refused.items():
             print(f"{count:>12,} refused by ingest.{rule}")
         print(f"{found.allowed:>12,} would be fetched")
+
+
+@ingest_app.command("retry")
+def ingest_retry(config: ConfigOption = None, preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
+    """Ask once more for what a finished ingest did not get for a cause that may have passed."""
+    from smooth.data import retry
+
+    with reported():
+        found = retry.retry(load_config(preset, override, config))
+        print(f"{found.asked:>12,} rows asked for again")
+        print(f"{found.won:>12,} pictures won, {found.manifest['kept']:,} in all")
 
 
 @app.command("stages")

@@ -12,6 +12,11 @@ def runtime(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"runtime": True}, **constraints)
 
 
+def note(description: str) -> Any:
+    """A field that says something of the data and changes nothing: not in the fingerprint, either."""
+    return runtime(None, description)
+
+
 class Section(BaseModel):
     """Base of every config section: unknown keys are errors, values are immutable."""
 
@@ -55,6 +60,8 @@ class IngestConfig(Section):
 
     url_list: str | None = Field(None, description="Parquet file or folder on any fsspec path")
     demo_web: DemoWebConfig | None = Field(None, description="serve and use the built-in list instead of url_list")
+    source: str | None = note("where the list is from, for the manifest and for MLflow")
+    licence: str | None = note("of its pictures, as far as one is known")
     columns: dict[str, str] = Field({}, description="names of the list's columns that are not known: {URL: link}")
     image_size: int = Field(512, ge=8, description="pixels; the shorter side is resized to it and the centre kept")
     min_size: int = Field(0, ge=0, description="pixels; smallest WIDTH and HEIGHT that is fetched")
@@ -67,6 +74,8 @@ class IngestConfig(Section):
     max_caption: int | None = Field(None, ge=1, description="characters")
     blocked_domains: str | None = Field(None, description="file of domains, one a line; subdomains are meant, too")
     blocked_hashes: str | None = Field(None, description="file of values of the column hash, one a line")
+    duplicate_url: Literal["refuse", "keep"] = Field("refuse", description="rows whose URL an earlier row has")
+    duplicate_hash: Literal["refuse", "keep"] = Field("refuse", description="rows whose hash an earlier row has")
     limit: int | None = Field(None, ge=1, description="keep the first n rows of the list")
     shard_size: int = Field(10_000, ge=1, description="pictures per WebDataset shard")
     encode_format: Literal["jpg", "png"] = Field("jpg", description="jpg at quality 95, or png: larger, no loss")
@@ -76,7 +85,11 @@ class IngestConfig(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="of one picture, by its header, before it is decoded")
     allowed_hosts: tuple[str, ...] = Field((), description="host:port that may lie in a private network")
     retries: int = Field(2, ge=0, description="of transient failures")
-    processes: int = runtime(2, "downloading processes", ge=1)
+    back_off_s: float = Field(0.5, gt=0, description="seconds before a retry, doubled for each; Retry-After goes first")
+    connections_per_host: int = runtime(
+        32, "connections to one host at once, shared evenly by the processes and at least one for each", ge=1
+    )
+    processes: int = runtime(2, "downloading processes: Ray tasks of one CPU each", ge=1)
     threads: int = runtime(32, "connections of one process", ge=1)
 
     @model_validator(mode="after")

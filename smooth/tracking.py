@@ -7,6 +7,7 @@ opening a second one, and evaluation and registration write to the run of the mo
 from __future__ import annotations
 
 import io
+import json
 import re
 import tempfile
 import time
@@ -17,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context import registry as context_registry
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
 from smooth import store
@@ -34,6 +36,7 @@ MAX_PARAM_LENGTH = 500
 FLUSH_SECONDS = 5.0
 FLUSH_METRICS = 500  # the server takes at most 1000 in one request
 PARAMS_PER_REQUEST = 100
+DIGEST_LENGTH = 32  # MLflow takes at most 36 characters of a data set's
 
 _TEXT_SUFFIXES = frozenset({".json", ".yaml", ".yml", ".txt", ".md", ".csv"})
 # user:password@ (a secret may hold slashes, S3's do), or a lone token@, between :// and the host.
@@ -132,8 +135,9 @@ class Run:
 def start_run(config: RunConfig, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
     """Open the run of this training, or continue the one that an earlier attempt left unfinished.
 
-    Logs the flattened config, a fingerprint tag per stage and the manifests of the stages that the training
-    reads; samples system metrics meanwhile. The run ends FINISHED, FAILED on an exception, KILLED on an interrupt.
+    Logs the flattened config, a fingerprint tag per stage, the manifests of the stages that the training reads, and
+    the ingested data set as the run's input; samples system metrics meanwhile. The run ends FINISHED, FAILED on an
+    exception, KILLED on an interrupt.
     """
     uri = tracking_uri()
     client = MlflowClient(uri)
@@ -153,6 +157,7 @@ def start_run(config: RunConfig, name: str, tags: Mapping[str, str] | None = Non
     status = "FAILED"
     try:
         _log_manifests(run, config, ("ingest", "latents"))
+        _log_dataset(client, run, config)
         yield run
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -229,3 +234,23 @@ def _log_manifests(run: Run, config: RunConfig, stages: tuple[Stage, ...]) -> No
         folder = config.stage_dir(stage)
         if store.is_complete(folder):
             run.log_artifact(store.join(folder, store.MANIFEST), f"manifests/{stage}")
+
+
+def _log_dataset(client: MlflowClient, run: Run, config: RunConfig) -> None:
+    """Name the ingested pictures as the run's input, by the digest of their shards, and show their funnel."""
+    folder = config.stage_dir("ingest")
+    if not store.is_complete(folder):
+        return
+    manifest = store.read_manifest(folder)
+    for picture in manifest["pictures"]:
+        run.log_picture(store.join(folder, picture), "ingest")
+    protocol = folder.partition("://")[0] if "://" in folder else "local"
+    profile = {"rows": manifest["kept"], "source": manifest["source"], "licence": manifest["licence"]}
+    dataset = Dataset(
+        name=f"{config.preset}-{config.fingerprint('ingest')}",
+        digest=manifest["digest"][:DIGEST_LENGTH],
+        source_type=protocol,
+        source=json.dumps({"uri": redact(folder)}),
+        profile=redact(json.dumps(profile)),
+    )
+    client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])

@@ -23,16 +23,26 @@ hypothesis.settings.load_profile("smooth")
 
 
 # Files that need the same service of the session; pytest-xdist's own groups do not work with pytest 9.2.
-SERVICES = {"test_chain": "cluster", "test_local_cluster": "cluster"}
-SERVICES |= dict.fromkeys(["test_train", "test_latents", "test_evaluate"], "ray")
+SERVICES = {
+    "cluster": ("test_chain", "test_local_cluster"),
+    "ray": (
+        "test_evaluate",
+        "test_hostile_web",
+        "test_ingest",
+        "test_interruptions",
+        "test_latents",
+        "test_retry",
+        "test_train",
+    ),
+}
 
 
 class ByService(LoadScopeScheduling):
     """A file's tests share a process, and so do the files of one service."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.partition("::")[0])
-        return SERVICES.get(file.stem, file.stem)
+        file = Path(nodeid.partition("::")[0]).stem
+        return next((service for service, files in SERVICES.items() if file in files), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

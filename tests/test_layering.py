@@ -14,8 +14,14 @@ PROJECT = Path(__file__).parents[1]
 DOORS = {
     "mlflow": {"smooth/tracking.py", "smooth/registry.py"},
     "deepspeed": {"smooth/train/engine.py"},
-    "img2dataset": {"smooth/data/ingest.py"},
-    "ray": {"smooth/cluster.py", "smooth/data/latents.py", "smooth/train/launch.py", "smooth/evaluate/run.py"},
+    "img2dataset": {"smooth/data/download.py"},
+    "ray": {
+        "smooth/cluster.py",
+        "smooth/data/dispatch.py",
+        "smooth/data/latents.py",
+        "smooth/train/launch.py",
+        "smooth/evaluate/run.py",
+    },
     "prefect": set[str](),
     "flows": set[str](),
     "infra": set[str](),

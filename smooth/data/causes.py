@@ -25,6 +25,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^HTTP Error (\d{3})", r"http_\1"),
         (r"timed out", "timeout"),
         (r"IncompleteRead|Remote end closed|Connection reset|Broken pipe", "cut_connection"),
+        (r"Temporary failure in name resolution", "dns_busy"),
         (r"getaddrinfo|Name or service not known|name resolution|No address associated", "dns"),
         (r"Connection refused|unreachable|No route to host", "unreachable"),
         (r"SSL|CERTIFICATE", "tls"),
@@ -32,6 +33,14 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 OTHER = "other"
+
+# Where a picture that was not kept got lost; all other causes are the web's or the guard's.
+IN_BODY = frozenset({"empty", "not_an_image", "truncated", "too_many_pixels", "undecodable"})
+IN_PICTURE = frozenset({"too_small"})
+# Gone tomorrow, maybe: what `smooth ingest retry` asks for again.
+TRANSIENT = frozenset({"timeout", "too_slow", "cut_connection", "unreachable", "dns_busy"}) | {
+    f"http_{status}" for status in (408, 425, 429, 500, 502, 503, 504)
+}
 
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -48,12 +57,12 @@ _SIGNATURES = (
 )
 
 
-def cause_of(message: str) -> str:
-    """The cause that a downloader's ``error_message`` stands for; ``other`` when no pattern fits."""
+def cause_of(message: str, status: str = "failed_to_download") -> str:
+    """The cause that a shard's ``error_message`` and ``status`` stand for; ``other`` when no pattern fits."""
     for pattern, cause in _PATTERNS:
         if match := pattern.search(message):
             return match.expand(cause)
-    return OTHER
+    return "undecodable" if status == "failed_to_resize" else OTHER
 
 
 def defect(data: bytes) -> Defect | None:

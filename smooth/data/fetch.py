@@ -1,8 +1,7 @@
 """Fetch a stranger's URL: http and https to public addresses only, bounded in bytes, time and hops.
 
-A URL list is written by strangers, and a cluster's own network answers to whoever is inside: metadata services,
-databases, ``file:``. Each hop is judged by the address it resolves to, and that very address is connected to, so a
-name can't change its mind in between. `Fetcher` stands in for img2dataset's own download function, which opens any
+A URL list is written by strangers. Each hop is judged and dialled by :mod:`smooth.data.guard`, and takes its turn at
+the host by :mod:`smooth.data.polite`. `Fetcher` stands in for img2dataset's own download function, which opens any
 scheme to any address and reads without end.
 """
 
@@ -10,84 +9,25 @@ from __future__ import annotations
 
 import http.client
 import io
-import ipaddress
 import random
 import socket
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
+
+from smooth.data.guard import FetchPolicy, RefusedError, check_url, host_of
+from smooth.data.polite import Hosts, retry_after
 
 USER_AGENT = "img2dataset"  # tells a site who asks, and which X-Robots-Tag lines are meant for us
 ROBOTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+ASKS_FOR_TIME = frozenset({429, 503})  # statuses with which Retry-After is honoured
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 CHUNK = 64 * 1024
-BACK_OFF = 0.5  # seconds before the first retry, doubled for each one after
-# IPv6 ranges that carry an IPv4 address: judged as a whole, since the way through them can't be checked.
-TUNNELS = tuple(ipaddress.ip_network(text) for text in ("2002::/16", "2001::/32", "64:ff9b::/96", "64:ff9b:1::/48"))
-
-
-class RefusedError(OSError):
-    """The policy refuses a request; the message is the cause, as the manifest counts it."""
-
-
-def resolve(host: str, port: int) -> list[str]:
-    """All addresses of a name, as the system resolves it."""
-    return [str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-def dial(address: str, port: int, timeout: float) -> socket.socket:
-    """Connect to a numeric address, so nothing is resolved again: the only place where ingest opens a socket."""
-    return socket.create_connection((address, port), timeout)
-
-
-def is_public(address: str) -> bool:
-    """Whether an address is on the open internet: not loopback, private, link-local, multicast or a tunnel."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif any(ip in tunnel for tunnel in TUNNELS):
-            return False
-    return ip.is_global and not ip.is_multicast
-
-
-@dataclass(frozen=True)
-class FetchPolicy:
-    """What a request may do. It is pickled to the downloading processes."""
-
-    timeout_s: float = 10.0  # of connecting, and of waiting for the next bytes
-    deadline_s: float = 60.0  # of one try, redirects and slow bodies included
-    max_bytes: int = 50_000_000
-    retries: int = 2  # of transient failures alone
-    # "host:port" as URLs spell it, which may resolve to any address
-    allowed_hosts: frozenset[str] = frozenset()
-    resolve: Callable[[str, int], list[str]] = resolve
-    dial: Callable[[str, int, float], socket.socket] = dial
-
-    def connect(self, host: str, port: int) -> socket.socket:
-        """A socket to the host, at an address that was checked.
-
-        Raises:
-            RefusedError: one of its addresses is not public.
-            OSError: it has none, or none of them answers.
-        """
-        addresses = self.resolve(host, port)
-        if f"{host}:{port}" not in self.allowed_hosts and not all(map(is_public, addresses)):
-            raise RefusedError("forbidden_address")
-        failure: OSError = socket.gaierror(f"{host} has no address")
-        for address in addresses:
-            try:
-                return self.dial(address, port, self.timeout_s)
-            except OSError as error:
-                failure = error
-        raise failure
 
 
 class Fetcher:
@@ -95,14 +35,13 @@ class Fetcher:
 
     def __init__(self, policy: FetchPolicy) -> None:
         self.policy = policy
+        self.hosts = Hosts(policy.connections_per_host)
 
     def __call__(self, row: tuple[int, str], **_ignored: Any) -> tuple[int, io.BytesIO | None, str | None]:
         """img2dataset's signature: (key, URL) => (key, body or None, error message or None)."""
         key, url = row
         message = ""
         for attempt in range(self.policy.retries + 1):
-            if attempt:
-                time.sleep(BACK_OFF * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
                 return key, io.BytesIO(self.fetch(url)), None
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -110,9 +49,21 @@ class Fetcher:
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
                 message = _message(error)
-                if not is_transient(error):
+                asked = self._heed(error, url)
+                if not is_transient(error) or attempt == self.policy.retries or asked > self.policy.deadline_s:
                     break
+                if not asked:
+                    time.sleep(self.policy.back_off_s * 2**attempt * random.uniform(0.5, 1.5))
         return key, None, message
+
+    def _heed(self, error: Exception, url: str) -> float:
+        """Seconds that the host asks for by Retry-After, else 0; all requests to it wait, a deadline's time at most."""
+        if not isinstance(error, urllib.error.HTTPError) or error.code not in ASKS_FOR_TIME:
+            return 0.0
+        asked = retry_after(error.headers.get("Retry-After")) or 0.0
+        # After a redirect the host is another than the list's.
+        self.hosts.keep_quiet(host_of(error.url or url), min(asked, self.policy.deadline_s))
+        return asked
 
     def fetch(self, url: str) -> bytes:
         """The body behind a URL.
@@ -121,17 +72,18 @@ class Fetcher:
             RefusedError: the policy says no, to the URL or to what it led to.
             OSError, http.client.HTTPException, ValueError: the request failed.
         """
-        web = _Web(self.policy)
-        opener = urllib.request.OpenerDirector()
-        errors = (urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
-        for handler in (web, _Redirects(), *errors, urllib.request.UnknownHandler()):
-            opener.add_handler(handler)
-        _check_url(url)
+        check_url(url)
         agent = f"Mozilla/5.0 (compatible; {USER_AGENT})"
         request = urllib.request.Request(url, headers={"User-Agent": agent})  # noqa: S310  (its scheme was checked)
-        with web.deadline(), opener.open(request, timeout=self.policy.timeout_s) as response:
-            _check_headers(response.headers, self.policy.max_bytes)
-            return _read(response, self.policy.max_bytes)
+        with _Web(self.policy, self.hosts) as web:
+            opener = urllib.request.OpenerDirector()
+            errors = (urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
+            for handler in (web, _Redirects(web), *errors, urllib.request.UnknownHandler()):
+                opener.add_handler(handler)
+            web.take_turn(host_of(url))
+            with web.deadline(), opener.open(request, timeout=self.policy.timeout_s) as response:
+                _check_headers(response.headers, self.policy.max_bytes)
+                return _read(response, self.policy.max_bytes)
 
 
 class _Plain(http.client.HTTPConnection):
@@ -153,11 +105,25 @@ class _Secure(http.client.HTTPSConnection):
 class _Web(urllib.request.AbstractHTTPHandler):
     """Opens the connection of each hop through the policy, and cuts them at the deadline of the whole."""
 
-    def __init__(self, policy: FetchPolicy) -> None:
+    def __init__(self, policy: FetchPolicy, hosts: Hosts) -> None:
         super().__init__()
         self.policy = policy
+        self.hosts = hosts
         self.late = False
         self.sockets: list[socket.socket] = []
+        self.turn = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.turn.close()
+
+    def take_turn(self, host: str, timeout_s: float | None = None) -> None:
+        """Wait for a place at the host, and leave the one that an earlier hop took."""
+        self.turn.close()
+        self.hosts.wait(host)
+        self.turn.enter_context(self.hosts.slot(host, timeout_s))
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
@@ -203,11 +169,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_repeats = 2
     max_redirections = 5
 
+    def __init__(self, web: _Web) -> None:
+        self.web = web
+
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         fp.close()  # or urllib reads all of it
-        _check_url(newurl)
+        check_url(newurl)
+        self.web.take_turn(host_of(newurl), self.web.policy.timeout_s)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -232,14 +202,6 @@ def _message(error: Exception) -> str:
     if isinstance(error, http.client.HTTPException) and not isinstance(error, known):
         return "bad_http"  # its text is whatever the server said
     return str(error) or type(error).__name__
-
-
-def _check_url(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme.lower() not in ("http", "https"):
-        raise RefusedError("forbidden_scheme")
-    if parts.username is not None or parts.password is not None or not parts.hostname:
-        raise RefusedError("bad_url")
 
 
 def _check_headers(headers: Any, max_bytes: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,8 +22,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, get_args
 
 from smooth.config import DemoWebConfig
-from smooth.data import openmoji
+from smooth.data import guard, openmoji
 
+NAME = "openmoji.test"  # in the list, so that its URLs are the same wherever and whenever it is served
+LOOPBACK = "127.0.0.1"
+SOURCE = "OpenMoji, https://openmoji.org"
+LICENCE = "CC BY-SA 4.0"
 SIZES = (64, 96, 128, 192, 256)
 FORMATS = {"jpg": ("JPEG", "image/jpeg"), "png": ("PNG", "image/png"), "webp": ("WEBP", "image/webp")}
 QUALITY = 92  # of JPEG and WebP
@@ -126,6 +131,11 @@ class Web:
         """``host:port``, as its URLs spell it."""
         return self.url.removeprefix("http://")
 
+    @property
+    def port(self) -> int:
+        """Where it listens on loopback."""
+        return int(self.url.rpartition(":")[2])
+
     @cached_property
     def rows(self) -> list[Row]:
         """The list's rows."""
@@ -136,15 +146,15 @@ class Web:
         """How many rows of each fault the list holds."""
         return dict(Counter(row.fault for row in self.rows if row.fault is not None))
 
-    def write_list(self, path: str) -> None:
-        """Write the list as Parquet with LAION's columns to any fsspec path."""
+    def write_list(self, path: str, base: str | None = None) -> None:
+        """Write the list as Parquet with LAION's columns to any fsspec path; its URLs begin with ``base`` or `url`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         from smooth import store
 
         columns: dict[str, Any] = {
-            "URL": [self.url + row.path for row in self.rows],
+            "URL": [(base or self.url) + row.path for row in self.rows],
             "TEXT": [row.caption for row in self.rows],
             "WIDTH": pa.array([row.width for row in self.rows], pa.int32()),
             "HEIGHT": pa.array([row.height for row in self.rows], pa.int32()),
@@ -159,12 +169,22 @@ class Web:
         store.write_bytes(path, buffer.getvalue())
 
 
+def resolve(host: str, port: int) -> list[str]:
+    """All addresses of a name; `NAME` is on loopback."""
+    return [LOOPBACK] if (host, port) == (NAME, 80) else guard.resolve(host, port)
+
+
+def dial(own_port: int, address: str, port: int, timeout: float) -> socket.socket:
+    """Connect to a numeric address; what `NAME` resolves to leads to ``own_port``."""
+    return guard.dial(address, own_port if (address, port) == (LOOPBACK, 80) else port, timeout)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # many connections open at once
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((LOOPBACK, 0), _Handler)
         self.closing = threading.Event()  # releases the requests that hang on purpose
         _by_key()  # once, before threads ask for it
 
@@ -223,7 +243,7 @@ def serve(config: DemoWebConfig) -> Iterator[Web]:
     thread = threading.Thread(target=server.serve_forever, name="demo-web", daemon=True)
     thread.start()
     try:
-        yield Web(f"http://127.0.0.1:{server.server_port}", config)
+        yield Web(f"http://{LOOPBACK}:{server.server_port}", config)
     finally:
         server.closing.set()
         server.shutdown()

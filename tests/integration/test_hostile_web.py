@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from smooth.config import RunConfig
-from smooth.data import ingest
-from smooth.data.fetch import FetchPolicy
+from smooth.data import causes, ingest
+from smooth.data.guard import FetchPolicy
 from tests import hostile
 
-pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 KEPT = "kept"
 
 # URL => what becomes of it. PORT is the server's; "good.test:PORT" is the public host.
@@ -84,6 +83,7 @@ def rows() -> list[Row]:
     # The second look at the name says that it is private: the first request was safe, the next is not.
     found.append(Row("http://rebinding.test:PORT/again", "rebinding", "forbidden_address"))
     found.append(Row("http://nowhere.test:PORT/png", "no such name", "dns"))
+    found.append(Row(found[0].url, "the first row again", "duplicate_url"))
     return found
 
 
@@ -97,7 +97,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("hostile")
     with hostile.serve() as port, pytest.MonkeyPatch.context() as patch:
         listed = folder / "list.parquet"
@@ -119,7 +119,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     stage = Path(config.stage_dir("ingest"))
     tables = pa.concat_tables(pq.read_table(path) for path in sorted(stage.glob("*.parquet")))
     by_caption = {
-        row["caption"]: KEPT if row["status"] == "success" else ingest.causes.cause_of(row["error_message"] or "")
+        row["caption"]: KEPT
+        if row["status"] == "success"
+        else causes.cause_of(row["error_message"] or "", row["status"])
         for row in tables.select(["caption", "status", "error_message"]).to_pylist()
     }
     return Outcome(manifest, by_caption, hostile.attempts(folder))
@@ -127,7 +129,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 def test_each_row_meets_its_fate(outcome: Outcome) -> None:
     assert len(rows()) >= 80
-    wrong = {row.url: (row.outcome, outcome.by_caption[row.caption]) for row in rows()}
+    wrong = {row.url: (row.outcome, outcome.by_caption.get(row.caption, "duplicate_url")) for row in rows()}
     assert {url: pair for url, pair in wrong.items() if pair[0] != pair[1]} == {}
 
 
@@ -138,5 +140,6 @@ def test_no_socket_was_opened_to_a_forbidden_address(outcome: Outcome) -> None:
 def test_the_manifest_counts_every_row_under_one_cause(outcome: Outcome) -> None:
     expected = Counter(row.outcome for row in rows())
     assert outcome.manifest["kept"] == expected.pop(KEPT)
+    assert outcome.manifest["refused"] == {"duplicate_url": expected.pop("duplicate_url")}
     assert outcome.manifest["failed"] == expected
     assert outcome.manifest["rows"] == len(rows())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,13 @@ def test_redacts_credentials_and_nothing_else(text: str, expected: str) -> None:
 
 
 def test_run_holds_parameters_lineage_metrics_and_no_secret(config: RunConfig, tmp_path: Path) -> None:
-    store.write_manifest(config.stage_dir("ingest"), {"rows": 3, "from": "https://u:pw@host/list"})
+    ingested = {"rows": 3, "kept": 2, "digest": "ab" * 32, "source": "https://u:pw@host/list", "licence": "CC0-1.0"}
+    store.write_manifest(config.stage_dir("ingest"), ingested | {"pictures": ["funnel.png"]})
     picture = tmp_path / "grid.png"
     with io.BytesIO() as data:
         Image.new("RGB", (8, 8), "red").save(data, "PNG")
         picture.write_bytes(data.getvalue())
+        store.write_bytes(store.join(config.stage_dir("ingest"), "funnel.png"), data.getvalue())
     with tracking.start_run(config, "first", {"smooth.note": "x"}) as run:
         for step in range(600):
             run.log_metrics({"loss": 1.0 / (1 + step), "norm": 2.0}, step)
@@ -61,6 +64,11 @@ def test_run_holds_parameters_lineage_metrics_and_no_secret(config: RunConfig, t
     manifest = Path(client.download_artifacts(run.run_id, "manifests/ingest/manifest.json", str(tmp_path))).read_text()
     assert '"rows": 3' in manifest
     assert "https://***@host/list" in manifest
+    (used,) = found.inputs.dataset_inputs
+    assert used.dataset.digest == "ab" * 16
+    assert used.dataset.source.startswith('{"uri": "memory://***@bucket/root/ingest/')
+    assert json.loads(used.dataset.profile) == {"rows": 2, "source": "https://***@host/list", "licence": "CC0-1.0"}
+    assert [item.path for item in client.list_artifacts(run.run_id, "ingest")] == ["ingest/funnel.png"]
 
 
 def test_failure_flushes_and_the_retry_continues_the_same_run(config: RunConfig) -> None:

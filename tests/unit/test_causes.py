@@ -20,6 +20,7 @@ from smooth.data import causes
         ("<urlopen error [Errno 111] Connection refused>", "unreachable"),
         ("<urlopen error [Errno -2] Name or service not known>", "dns"),
         ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "tls"),
+        ("[Errno -3] Temporary failure in name resolution", "dns_busy"),
         ("forbidden_address", "forbidden_address"),
         ("HTTP Error 302: Found - Redirection to url 'file:///etc/passwd' is not allowed", "forbidden_scheme"),
         ("Image decoding error", "undecodable"),

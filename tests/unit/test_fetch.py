@@ -5,17 +5,19 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import time
 import urllib.error
 
 import pytest
 
-from smooth.data import fetch
-from smooth.data.fetch import Fetcher, FetchPolicy, RefusedError
+from smooth.data import fetch, guard
+from smooth.data.fetch import Fetcher
+from smooth.data.guard import FetchPolicy, RefusedError
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:2800:220:1::1", "::ffff:8.8.8.8"])
 def test_the_open_internet_is_public(address: str) -> None:
-    assert fetch.is_public(address)
+    assert guard.is_public(address)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def test_the_open_internet_is_public(address: str) -> None:
     ],
 )
 def test_the_rest_is_not(address: str) -> None:
-    assert not fetch.is_public(address)
+    assert not guard.is_public(address)
 
 
 def _policy(addresses: list[str], **settings: object) -> tuple[FetchPolicy, list[str]]:
@@ -89,7 +91,30 @@ def test_only_transient_failures_are_tried_again(status: int, tries: int, monkey
         raise urllib.error.HTTPError(url, status, "no", http.client.HTTPMessage(), io.BytesIO())
 
     monkeypatch.setattr(Fetcher, "fetch", failing)
-    monkeypatch.setattr(fetch, "BACK_OFF", 0.001)
-    key, body, message = Fetcher(FetchPolicy(retries=2))((7, "http://example.org/a.png"))
+    key, body, message = Fetcher(FetchPolicy(retries=2, back_off_s=0.001))((7, "http://example.org/a.png"))
     assert (key, body, message) == (7, None, f"HTTP Error {status}: no")
     assert len(asked) == tries
+
+
+@pytest.mark.parametrize(("asks", "tries", "waits"), [("0.3", 3, False), ("1", 2, True), ("9", 1, False)])
+def test_retry_after_goes_before_our_own_back_off(
+    asks: str, tries: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``0.3`` is no valid value, ``1`` is waited for, ``9`` is longer than a try may take."""
+    asked: list[float] = []
+
+    def fetched(self: Fetcher, url: str) -> bytes:
+        self.hosts.wait("example.org")
+        asked.append(time.monotonic())
+        if len(asked) > 1 and waits:
+            return b"picture"
+        headers = http.client.HTTPMessage()
+        headers["Retry-After"] = asks
+        raise urllib.error.HTTPError(url, 429, "Too Many Requests", headers, io.BytesIO())
+
+    monkeypatch.setattr(Fetcher, "fetch", fetched)
+    policy = FetchPolicy(retries=2, back_off_s=0.001, deadline_s=5)
+    _, body, message = Fetcher(policy)((7, "http://example.org/a.png"))
+    assert len(asked) == tries
+    assert (body is None, message) == ((False, None) if waits else (True, "HTTP Error 429: Too Many Requests"))
+    assert asked[-1] - asked[0] >= (1 if waits else 0)
