@@ -154,7 +154,7 @@ def _encode(config: RunConfig, plan: Plan, missing: dict[str, Shard], done: int)
     cluster.connect()
     settings = config.latents
     items = [{"part": part, **vars(shard)} for part, shard in missing.items()]
-    tally = ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote()
+    tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
     data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,
         fn_constructor_args=(config, plan, tally),
