@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
 
 from flows import reports
-from smooth import store
+from smooth import stages, store
 from smooth.config import RunConfig, Stage
 
 HOUR = 3600.0
@@ -51,7 +51,7 @@ def run_stage(stage: Stage, config: RunConfig) -> dict[str, Any]:
         timeout_seconds=policy.timeout_s,
         retries=policy.retries,
         retry_delay_seconds=policy.retry_delay_s,
-        refresh_cache=not store.is_complete(config.stage_dir(stage)),
+        refresh_cache=not stages.is_complete(stage, config),
     )
     return configured(stage, config)
 
@@ -79,7 +79,7 @@ def is_worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -
 def stage_task(stage: Stage, config: RunConfig) -> dict[str, Any]:
     """Run the stage as a Ray job, show its progress and log, and report what it made."""
     folder = config.stage_dir(stage)
-    if not store.is_complete(folder):
+    if not stages.is_complete(stage, config):
         _run_job(stage, config)
     manifest = store.read_manifest(folder)
     reports.show_manifest(stage, folder, manifest)

@@ -14,6 +14,7 @@ from smooth.pretrain.cli import pretrain
 
 if TYPE_CHECKING:
     from smooth.config import RunConfig
+    from smooth.data.verify import Found
 
 FAILURE, USER_ERROR = 1, 2
 
@@ -27,6 +28,8 @@ config_app = typer.Typer(help="Look at run configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 ingest_app = typer.Typer(invoke_without_command=True)
 app.add_typer(ingest_app, name="ingest")
+latents_app = typer.Typer(help="Check and mend cached latents.", no_args_is_help=True)
+app.add_typer(latents_app, name="latents")
 app.command("pretrain")(pretrain)
 
 PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
@@ -44,6 +47,8 @@ def reported() -> Iterator[None]:
     """
     try:
         yield
+    except typer.Exit:
+        raise
     except Exception as error:  # noqa: BLE001 - the program's outermost boundary; nothing is hidden
         if _is_ours(error):
             print(f"error: {error}", file=sys.stderr)
@@ -143,15 +148,49 @@ def ingest_retry(config: ConfigOption = None, preset: PresetOption = "tiny", ove
         print(f"{found.won:>12,} pictures won, {found.manifest['kept']:,} in all")
 
 
+@latents_app.command("verify")
+def latents_verify(config: ConfigOption = None, preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
+    """Check every byte of the cached latents, and draw a sheet of what they decode to."""
+    from smooth.data import contact_sheet, verify
+
+    with reported():
+        run_config = load_config(preset, override, config)
+        found = verify.verify(run_config.stage_dir("latents"))
+        _print_faults(found)
+        if found.faults:
+            raise typer.Exit(FAILURE)
+        path, difference = contact_sheet.write(run_config)
+        print(f"{found.parts} parts with {found.rows} rows are sound")
+        compared = "" if difference is None else f", mean difference from the sources {difference:.1f} of 255"
+        print(f"decoded rows: {path}{compared}")
+
+
+@latents_app.command("repair")
+def latents_repair(config: ConfigOption = None, preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
+    """Encode anew what `verify` finds broken, and leave the rest as it is."""
+    from smooth.data import verify
+
+    with reported():
+        found, manifest = verify.repair(load_config(preset, override, config))
+        _print_faults(found)
+        broken = len({fault.part for fault in found.faults if fault.part is not None})
+        print(f"{broken} of {found.parts} parts were encoded anew; {manifest['rows']} rows")
+
+
+def _print_faults(found: Found) -> None:
+    for fault in found.faults:
+        print(f"fault: {fault.text}", file=sys.stderr)
+
+
 @app.command("stages")
 def stages_command(preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
     """Show each stage's fingerprint and whether its artifact is there: what a run would reuse."""
-    from smooth import store
+    from smooth import stages
     from smooth.config import STAGES
 
     with reported():
         config = load_config(preset, override)
         for stage in STAGES:
             folder = config.stage_dir(stage)
-            status = "complete" if store.is_complete(folder) else "to do"
+            status = "complete" if stages.is_complete(stage, config) else "to do"
             print(f"{stage:<9} {config.fingerprint(stage)}  {status:<8}  {folder}")

@@ -107,10 +107,21 @@ class LatentsConfig(Section):
 
     image_size: int = Field(512, ge=8, description="pixels; a multiple of the VAE's downsampling")
     cache_text: bool = Field(True, description="cache the text encoder's output; false caches token ids")
-    rows_per_file: int = Field(4096, ge=1)
+    crop: Literal["centre", "random"] = Field("centre", description="square that is shown; random ones vary in size")
+    crops: int = Field(1, ge=1, le=64, description="rows a picture gives, each a random crop of its own")
+    seed: int = Field(0, ge=0, description="of the random crops")
+    flip: bool = Field(False, description="each row is followed by one of its mirror image")
     batch_size: int = runtime(16, "pictures a VAE call encodes", ge=1)
     actors: int = runtime(1, "encoding actors", ge=1)
     gpus_per_actor: float = runtime(0.0, "GPUs each actor holds", ge=0)
+
+    @model_validator(mode="after")
+    def _crops_differ(self) -> Self:
+        if self.crops > 1 and self.crop == "centre":
+            raise ValueError(
+                f"latents.crops={self.crops} would give the same centre crop again; set latents.crop=random"
+            )
+        return self
 
 
 class LoraConfig(Section):

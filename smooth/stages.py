@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from smooth import store
 from smooth.config import RunConfig, Stage
 
 MODULES: dict[Stage, str] = {
@@ -20,3 +21,16 @@ def run(stage: Stage, config: RunConfig) -> dict[str, Any]:
     """Run one stage in this process and return its manifest; a finished artifact is returned as it is."""
     manifest: dict[str, Any] = importlib.import_module(MODULES[stage]).run(config)
     return manifest
+
+
+def is_complete(stage: Stage, config: RunConfig) -> bool:
+    """Whether the stage's artifact is finished. Latents also have to be those of the shards that are there now."""
+    folder = config.stage_dir(stage)
+    if not store.is_complete(folder):
+        return False
+    source = config.stage_dir("ingest")
+    if stage != "latents" or not store.is_complete(source):  # latents alone, moved to where they are used
+        return True
+    from smooth.data.shards import digest
+
+    return bool(store.read_manifest(folder)["ingest"] == digest(store.read_manifest(source)))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.core import url_to_fs
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # end of the name of a file that is being written
 
 
 class ArtifactError(ValueError):
@@ -39,14 +42,29 @@ def exists(path: str) -> bool:
     return bool(fs.exists(inner))
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write ``data`` so that ``path`` appears whole or not at all."""
+@contextmanager
+def writing(path: str) -> Iterator[BinaryIO]:
+    """Open ``path`` for writing so that it appears whole when the block ends, or not at all.
+
+    The temporary name is the writer's own: one that was killed, or believed dead, can't spoil the next one's file.
+    """
     fs, inner = filesystem(path)
     fs.makedirs(posixpath.dirname(inner), exist_ok=True)
-    temporary = f"{inner}.partial"
-    with fs.open(temporary, "wb") as handle:
+    temporary = f"{inner}.{secrets.token_hex(4)}{PARTIAL}"
+    try:
+        with fs.open(temporary, "wb") as handle:
+            yield handle
+        fs.mv(temporary, inner)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            fs.rm_file(temporary)
+        raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write ``data`` so that ``path`` appears whole or not at all."""
+    with writing(path) as handle:
         handle.write(data)
-    fs.mv(temporary, inner)
 
 
 def read_bytes(path: str) -> bytes:

@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
-import pyarrow.parquet as pq
-import torch
-from safetensors.torch import save_file
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from smooth import store
 from smooth.config import resolve_model
 from smooth.data import schema
+from smooth.data.writer import TableWriter
 
 SCALING_FACTOR = 0.5
 
@@ -22,31 +22,55 @@ def write_latents(
     rows: int = 50,
     files: int = 2,
     latent_shape: tuple[int, int, int] = (4, 16, 16),
-    text_shape: tuple[int, int] = (24, 192),
+    text_shape: tuple[int, ...] = (24, 192),
     row_group_size: int = 16,
+    captions: int | None = None,
+    texts: NDArray[Any] | None = None,
 ) -> Path:
-    """A latents folder: means ~ N(0, 1), log-variances around -4, text ~ N(0, 1); caption i is "picture i"."""
+    """A latents folder: means ~ N(0, 1), log-variances around -4, text ~ N(0, 1) where no ``texts`` are given.
+
+    Row i has the caption "picture i", counted anew after ``captions`` of them; the last of ``texts`` is the
+    empty prompt's.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    layout = schema.latents_schema(latent_shape, text_shape)
+    if texts is None:
+        kind, scale = (np.int32, 9) if len(text_shape) == 1 else (np.float16, 1)
+        drawn = scale * random.standard_normal((captions or rows, *text_shape))
+        texts = np.concatenate([drawn, np.full((1, *text_shape), 7)]).astype(kind)
+    texts, null_text = texts[:-1], texts[-1]
     channels, height, width = latent_shape
     listed = []
     for number, part in enumerate(np.array_split(np.arange(rows), files)):
         moments = random.standard_normal((len(part), 2 * channels, height, width))
         moments[:, channels:] = 0.1 * moments[:, channels:] - 4
+        distinct, text_row = np.unique(part % len(texts), return_inverse=True)
         columns = {
             "key": [f"{row:08d}" for row in part],
-            "caption": [f"picture {row}" for row in part],
+            "caption": [f"picture {row % len(texts)}" for row in part],
             "moments": moments.astype(np.float16),
-            "text": random.standard_normal((len(part), *text_shape)).astype(np.float16),
+            "text_row": text_row,
             "crop": np.tile(np.array([0, 0, 64, 64], np.int32), (len(part), 1)),
+            "flipped": [False] * len(part),
             "original_size": np.full((len(part), 2), 64, np.int32),
         }
-        name = f"part-{number:05d}.parquet"
-        pq.write_table(schema.table(columns, layout), folder / name, row_group_size=row_group_size)
-        listed.append({"name": name, "rows": len(part), "sha256": store.sha256(str(folder / name))})
-    save_file({"text": torch.full(text_shape, 7.0, dtype=torch.float16)}, folder / schema.NULL_TEXT)
+        of_texts = {"caption": [f"picture {caption}" for caption in distinct], "text": texts[distinct]}
+        names = f"part-{number}.parquet", f"part-{number}.texts.parquet"
+        with (folder / names[0]).open("wb") as one, (folder / names[1]).open("wb") as other:
+            writers = (
+                TableWriter(one, schema.rows_schema(latent_shape), row_group_size),
+                TableWriter(other, schema.texts_schema(text_shape), row_group_size // 2),
+            )
+            for writer, values in zip(writers, (columns, of_texts), strict=True):
+                writer.add(values)
+            written = [writer.close() for writer in writers]
+        facts = [
+            {"name": name, "rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
+            for name, file in zip(names, written, strict=True)
+        ]
+        listed.append({**facts[0], "texts": facts[1]})
+    save_file({"text": null_text}, folder / schema.NULL_TEXT)
     manifest = {
         "stage": "latents",
         "rows": rows,

@@ -1,9 +1,10 @@
-"""The base model's VAE and text encoder as one batch function: pixels and captions in, half precision out."""
+"""The base model's VAE and text encoder: pixels and captions in, half precision out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,11 +13,9 @@ import torch
 
 from smooth.models.pipeline import load_pipeline
 
-NON_FINITE = "non_finite"
-
 
 class Encoder:
-    """A Ray Data actor that holds the encoders; also usable directly."""
+    """Both networks on one device."""
 
     def __init__(
         self, base: str, revision: str | None, cache_text: bool, *, batch_size: int = 1, cuda: bool = False
@@ -25,11 +24,19 @@ class Encoder:
 
         Every call of a network sees exactly ``batch_size`` rows (short batches are padded): kernels
         round differently for different shapes, and a row's numbers must not depend on its company.
+
+        Raises:
+            ValueError: the text encoder wants more than token ids, and ``cache_text`` is False.
         """
         self.device = torch.device("cuda" if cuda else "cpu")
         # Any: pipelines set their parts as attributes at run time, unknown to type checkers.
         self.pipeline = cast(Any, load_pipeline(base, revision=revision, device=self.device))
         self.pipeline.unet = None  # it has no part in this and is most of the memory
+        if not cache_text and getattr(self.pipeline.text_encoder.config, "use_attention_mask", False):
+            raise ValueError(
+                f"latents.cache_text=false caches token ids, and the text encoder of {base} wants an attention mask, "
+                "too; set latents.cache_text=true"
+            )
         self.cache_text = cache_text
         self.batch_size = batch_size
 
@@ -62,25 +69,16 @@ class Encoder:
         }
 
     @torch.inference_mode()
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Replace ``pixels`` (N, S, S, 3) uint8 by ``moments`` (N, 2C, H, W) float16 and ``text``.
-
-        Rows that have a failure keep it; those whose moments or text are not finite in half precision get one.
-        """
-        moments = self.moments(batch["pixels"])
-        text = self.texts([str(caption) for caption in batch["caption"]])
-        finite = np.isfinite(moments).all(axis=(1, 2, 3)) & np.isfinite(text).reshape(len(text), -1).all(axis=1)
-        failure = np.where(finite | (batch["failure"] != ""), batch["failure"], NON_FINITE)
-        kept = {name: batch[name] for name in ("key", "caption", "crop", "original_size")}
-        return {**kept, "moments": moments, "text": text, "failure": failure}
-
-    @torch.inference_mode()
     def moments(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
         """Mean and log-variance (clamped to -30..20 as diffusers samples it) of the posterior.
 
         (N, S, S, 3) uint8 -> (N, 2C, H, W) float16, not multiplied by the scaling factor.
         """
-        padded = torch.from_numpy(_pad(pixels, self.batch_size)).to(self.device)
+        return np.concatenate([self._moments(pixels[first:last]) for first, last in self._batches(len(pixels))])
+
+    def _moments(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        padding = np.repeat(pixels[-1:], self.batch_size - len(pixels), axis=0)
+        padded = torch.from_numpy(np.concatenate([pixels, padding])).to(self.device)
         scaled = padded.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
         posterior = self.pipeline.vae.encode(scaled).latent_dist
         moments = torch.cat([posterior.mean, posterior.logvar], dim=1)[: len(pixels)]
@@ -89,23 +87,33 @@ class Encoder:
         return half
 
     @torch.inference_mode()
-    def texts(self, captions: list[str]) -> npt.NDArray[Any]:
+    def texts(self, captions: Sequence[str]) -> npt.NDArray[Any]:
         """Embeddings (N, L, D) float16, or token ids (N, L) int32; long captions are cut as in sampling."""
         if not self.cache_text:
             tokenizer = self.pipeline.tokenizer
             tokens = tokenizer(
-                captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True
+                list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True
             ).input_ids
             return np.asarray(tokens, np.int32)
-        padded = captions + captions[-1:] * (-len(captions) % self.batch_size)
+        return np.concatenate([self._texts(captions[first:last]) for first, last in self._batches(len(captions))])
+
+    def _texts(self, captions: Sequence[str]) -> npt.NDArray[np.float16]:
+        padded = [*captions, *[captions[-1]] * (self.batch_size - len(captions))]
         embeddings, _ = self.pipeline.encode_prompt(padded, self.device, 1, False)
         half: npt.NDArray[np.float16] = embeddings[: len(captions)].to(torch.float16).cpu().numpy()
         return half
 
+    def _batches(self, rows: int) -> Iterator[tuple[int, int]]:
+        return ((first, min(first + self.batch_size, rows)) for first in range(0, rows, self.batch_size))
 
-def _pad(rows: npt.NDArray[Any], multiple: int) -> npt.NDArray[Any]:
-    """Repeat the last row until the number of rows is a multiple."""
-    return np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % multiple, axis=0)])
+    @torch.inference_mode()
+    def pictures(self, moments: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
+        """Decode the means of posteriors: (N, 2C, H, W) float16 -> (N, S, S, 3) uint8."""
+        means = torch.from_numpy(moments).to(self.device, torch.float32).chunk(2, dim=1)[0]
+        decoded = torch.cat([self.pipeline.vae.decode(mean[None]).sample for mean in means])
+        pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+        shown: npt.NDArray[np.uint8] = pixels.cpu().numpy()
+        return shown
 
 
 def _digest(module: torch.nn.Module, extra: bytes = b"") -> str:

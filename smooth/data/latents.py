@@ -1,29 +1,29 @@
-"""Latents: shards become Parquet of VAE posterior moments and text embeddings, through Ray Data.
+"""Latents: each shard becomes a part of VAE posterior moments and text embeddings, through Ray Data.
 
-Read tasks stream shards in key order, an actor pool encodes, and this process writes the rows as they
-arrive, in order. So files and their bytes don't depend on how many actors worked or which was faster.
+The shard is the unit of work, of resume and of reuse. An actor reads it, encodes it and writes its
+part; this process only hands out shards, follows the count and writes the manifest. So a part's bytes
+don't depend on how many actors worked, and what is finished stays finished whoever is killed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy.typing as npt
 import ray
 
-from smooth import cluster, progress, store
-from smooth.config import LatentsConfig, RunConfig
-from smooth.data import schema, shards
+from smooth import cluster, stages, store
+from smooth.config import RunConfig
+from smooth.data import parts, pictures, schema
 from smooth.data.encoder import Encoder
-from smooth.data.writer import PartWriter
+from smooth.data.encoding import PartEncoder, Plan
+from smooth.data.shards import Shard, digest
+from smooth.data.tally import Tally, reported
 
-ROWS_PER_BATCH = 256  # rows that travel together to the writer
-PROGRESS_LINES = 40
+TRIES = 3  # of a shard: Ray itself would hand one that kills its actor to new actors for ever
 
 
 class LatentsError(RuntimeError):
@@ -33,118 +33,146 @@ class LatentsError(RuntimeError):
 def run(config: RunConfig) -> dict[str, Any]:
     """Encode the ingested pictures of ``config`` and return the stage's manifest.
 
-    A rerun after a crash starts the folder anew.
+    A rerun encodes what is missing: after an interruption, or after ingest has kept more pictures. Parts that
+    another latents folder under the same root holds are copied.
 
     Raises:
-        ArtifactError: ingest has not finished, or a shard is not what its manifest says.
+        ArtifactError: ingest has not finished, or shards are not what its manifest says; the others are encoded.
         ValueError: ``latents.image_size`` does not fit the VAE.
         LatentsError: not one picture could be encoded.
     """
     folder = config.stage_dir("latents")
-    if store.is_complete(folder):
+    if stages.is_complete("latents", config):
         return store.read_manifest(folder)
     started = time.monotonic()
     source = config.stage_dir("ingest")
     ingested = store.read_manifest(source)
-    _clear(folder)
     encoder = Encoder(config.model.base, config.model.revision, config.latents.cache_text)
-    latent_shape = encoder.latent_shape(config.latents.image_size)
     null_text = encoder.texts([""])[0]
-    text_shape = null_text.shape
-    store.write_bytes(store.join(folder, schema.NULL_TEXT), _safetensors(null_text))
+    latent_shape = encoder.latent_shape(config.latents.image_size)
+    plan = Plan(source, folder, ingested["encoding"], config.latents, latent_shape, null_text.shape)
+    hashes = {**encoder.hashes(), "preprocessing": pictures.preprocessing(config.latents)}
+    named = [(parts.identity(hashes, shard.sha256), shard) for shard in Shard.of(ingested)]
+    shards = dict(named)
+    null_bytes = _safetensors(null_text)
+    store.write_bytes(store.join(folder, schema.NULL_TEXT), null_bytes)
 
-    cluster.connect()
-    writer = PartWriter(folder, schema.latents_schema(latent_shape, text_shape), config.latents.rows_per_file)
-    failed: Counter[str] = Counter()
-    captions: set[str] = set()
-    for batch in _encoded(config, source, ingested, started):
-        good = batch["failure"] == ""
-        failed.update(str(cause) for cause in batch["failure"][~good])
-        rows = {name: values[good] for name, values in batch.items() if name != "failure"}
-        captions.update(rows["caption"])
-        writer.add(rows)
-    files = writer.close()
-    written = sum(file["rows"] for file in files)
-    if not written:
-        raise LatentsError(f"none of {ingested['kept']} pictures could be encoded: {dict(failed)}")
-    if written + failed.total() != ingested["kept"]:
-        raise LatentsError(f"{ingested['kept']} pictures went in, {written} + {failed.total()} failed came out")
-    seconds = time.monotonic() - started
-    summary: dict[str, Any] = {
-        "rows": written,
-        "distinct captions": len(captions),
-        "latent shape": "x".join(map(str, latent_shape)),
-        "text shape": "x".join(map(str, text_shape)),
-        "pictures per second": round(ingested["kept"] / seconds, 1),
-    }
-    summary |= {f"failed: {cause}": count for cause, count in failed.items()}
+    done = parts.finished(folder, shards)
+    done |= parts.copy_from_siblings(folder, shards.keys() - done.keys())
+    missing = {part: shard for part, shard in shards.items() if part not in done}
+    if missing:
+        print(f"latents: {len(done)} of {len(shards)} shards are there already", flush=True)
+        _encode(config, plan, missing, sum(facts["pictures"] for facts in done.values()))
+        done |= parts.finished(folder, missing)
+    files = [{**done[part], "shard": shard.name} for part, shard in named]
     manifest = {
         "stage": "latents",
         "fingerprint": config.fingerprint("latents"),
-        "seconds": round(seconds, 2),
-        "summary": summary,
+        "seconds": round(time.monotonic() - started, 2),
         "pictures": [],
-        "rows": written,
-        "failed": dict(failed),
-        "captions": len(captions),
+        **_counts(files, ingested["kept"]),
+        "ingest": digest(ingested),
         "latent_shape": list(latent_shape),
-        "text_shape": list(text_shape),
+        "text_shape": list(null_text.shape),
         "scaling_factor": encoder.scaling_factor,
-        **encoder.hashes(),
-        "preprocessing": _preprocessing(config.latents),
+        **hashes,
+        "null_text": hashlib.sha256(null_bytes).hexdigest(),
         "files": files,
     }
-    return store.write_manifest(folder, manifest)
+    store.write_manifest(folder, manifest)
+    parts.remove_others(folder, files)
+    return manifest
 
 
-def _encoded(
-    config: RunConfig, source: str, ingested: dict[str, Any], started: float
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Stream the encoded rows of all shards, in the order of their keys, with progress lines."""
+def _counts(files: list[dict[str, Any]], kept: int) -> dict[str, Any]:
+    """What the manifest says of rows and bytes.
+
+    Raises:
+        LatentsError: no row came out, or pictures got lost.
+    """
+    failed: Counter[str] = Counter()
+    for facts in files:
+        failed.update(facts["failed"])
+    counts = [(facts["rows"], facts["texts"]["rows"], facts["pictures"]) for facts in files]
+    rows, texts, seen = (sum(column) for column in zip(*counts, strict=True))
+    if not rows:
+        raise LatentsError(f"none of {kept} pictures could be encoded: {dict(failed)}")
+    if seen != kept:
+        raise LatentsError(f"{kept} pictures went in, {seen} came out")
+    bytes_per_row = parts.bytes_per_row(files)
+    summary: dict[str, Any] = {"rows": rows, "texts": texts}
+    summary |= {f"bytes per row: {name}": size for name, size in bytes_per_row.items()}
+    summary |= {f"failed: {cause}": count for cause, count in failed.items()}
+    return {
+        "summary": summary,
+        "rows": rows,
+        "texts": texts,
+        "failed": dict(failed),
+        "bytes_per_row": bytes_per_row,
+    }
+
+
+class Worker:
+    """The Ray Data actor: holds the networks and encodes the shards it is handed."""
+
+    def __init__(self, config: RunConfig, plan: Plan, tally: Any) -> None:
+        model, settings = config.model, config.latents
+        cuda = settings.gpus_per_actor > 0
+        encoder = Encoder(model.base, model.revision, settings.cache_text, batch_size=settings.batch_size, cuda=cuda)
+        self.encode = PartEncoder(plan, encoder)
+        self.tally = tally
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
+        """Encode the shards of a batch; return what is wrong with each, empty where nothing is."""
+        columns = (batch[name].tolist() for name in ("part", "name", "rows", "sha256"))
+        return {"error": [self._encode(part, Shard(*shard)) for part, *shard in zip(*columns, strict=True)]}
+
+    def _encode(self, part: str, shard: Shard) -> str:
+        def tell(done: int, failed: int) -> None:
+            self.tally.put.remote(part, done, failed)
+
+        folder = self.encode.plan.folder
+        if part in parts.finished(
+            folder, [part]
+        ):  # an actor before this one died between its last write and its answer
+            return ""
+        if ray.get(self.tally.begin.remote(part)) > TRIES:
+            return f"{shard.name} has ended its actor {TRIES} times; see Ray's logs for how (memory, a decoder's crash)"
+        try:
+            self.encode(shard, part, tell)
+        except store.ArtifactError as error:
+            return str(error)
+        return ""
+
+
+def _encode(config: RunConfig, plan: Plan, missing: dict[str, Shard], done: int) -> None:
+    """Encode the missing parts in a pool of actors; ``done`` pictures are finished already.
+
+    Raises:
+        ArtifactError: some shards are not what the manifest of ingest says; all others are encoded.
+    """
+    cluster.connect()
     settings = config.latents
-    items = [{"shard": item["name"], "rows": item["rows"]} for item in ingested["shards"] if item["rows"]]
-    data = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .flat_map(
-            shards.Reader(source, ingested["encoding"], settings.image_size),
-            num_cpus=0,  # so that the actors may take all CPUs; the pool's size limits the readers instead
-            compute=ray.data.TaskPoolStrategy(size=min(len(items), settings.actors + 1)),
-        )
-        .map_batches(
-            Encoder,
-            fn_constructor_args=(config.model.base, config.model.revision, settings.cache_text),
-            fn_constructor_kwargs={"batch_size": settings.batch_size, "cuda": settings.gpus_per_actor > 0},
-            batch_size=settings.batch_size,
-            batch_format="numpy",
-            num_cpus=1,
-            num_gpus=settings.gpus_per_actor,
-            compute=ray.data.ActorPoolStrategy(size=settings.actors),
-        )
+    items = [{"part": part, **vars(shard)} for part, shard in missing.items()]
+    tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
+    data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Worker,
+        fn_constructor_args=(config, plan, tally),
+        batch_size=1,
+        batch_format="numpy",
+        num_cpus=1,
+        num_gpus=settings.gpus_per_actor,
+        # One shard at an actor, none in line: a shard takes minutes, and the last ones shall not wait for each other.
+        compute=ray.data.ActorPoolStrategy(size=min(settings.actors, len(items)), max_tasks_in_flight_per_actor=1),
     )
-    data.context.execution_options.preserve_order = True
     data.context.enable_progress_bars = False
-    total, done, lines = ingested["kept"], 0, 0
-    progress.report("latents", 0, total, "pictures")
-    batches: Iterator[Any] = iter(data.iter_batches(batch_size=ROWS_PER_BATCH, batch_format="numpy"))
-    for batch in batches:
-        yield batch
-        done += len(batch["key"])
-        if done * PROGRESS_LINES // total > lines:
-            lines = done * PROGRESS_LINES // total
-            rate = done / (time.monotonic() - started)
-            progress.report("latents", done, total, "pictures", pictures_per_second=round(rate, 1))
-
-
-def _preprocessing(config: LatentsConfig) -> str:
-    return hashlib.sha256(
-        json.dumps({"image_size": config.image_size, "recipe": shards.RECIPE, "cache_text": config.cache_text}).encode()
-    ).hexdigest()[:16]
-
-
-def _clear(folder: str) -> None:
-    fs, inner = store.filesystem(folder)
-    if fs.exists(inner):
-        fs.rm(inner, recursive=True)
+    total = done + sum(shard.rows for shard in missing.values())
+    broken: list[str] = []
+    with reported(lambda: ray.get(tally.total.remote()), done, total):
+        for batch in data.iter_batches(batch_size=None, batch_format="numpy"):
+            broken += [error for error in batch["error"].tolist() if error]
+    if broken:
+        raise store.ArtifactError(f"{len(broken)} of {len(missing)} shards can't be encoded: " + "; ".join(broken[:3]))
 
 
 def _safetensors(text: npt.NDArray[Any]) -> bytes:

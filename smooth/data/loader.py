@@ -8,25 +8,17 @@ worker or eight, restarted or not, train on the same numbers.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from smooth import store
-from smooth.data import schema
-
-# Rows shuffled together. An epoch visits row groups in random order and mixes the rows of as many groups as fill
-# a window, so a data set larger than memory is read once an epoch; a smaller one is shuffled as a whole.
-WINDOW_ROWS = 4096
+from smooth.data import dataset
+from smooth.data.dataset import LatentsDataset
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class Batch:
     noise: Tensor  # BxCxHxW float32, N(0, 1)
     timesteps: Tensor  # (B,) int64
     direction: Tensor  # BxCxHxW float32, N(0, 1) / sqrt(C H W): unit length in expectation
-    text: Tensor  # BxLxD float32, the text encoder's output
+    text: Tensor  # BxLxD float32, the text encoder's output; BxL int64 token ids where the data set holds those
     indices: Tensor  # (B,) int64, global sample indices; always on the CPU
 
     def to(self, device: torch.device) -> Batch:
@@ -62,63 +54,6 @@ class Stream:
 def generator(seed: int, index: int, stream: int) -> np.random.Generator:
     """A counter-based generator: the same (seed, index, stream) gives the same draws, on any machine."""
     return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, stream]))
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """A part of the data set that is read at once."""
-
-    path: str
-    group: int  # number of the row group inside the file
-    rows: int
-
-
-class LatentsDataset:
-    """Random access to the rows of a finished latents folder, with recently read row groups kept in memory."""
-
-    def __init__(self, folder: str) -> None:
-        """Open the folder's manifest and the footers of its Parquet files.
-
-        Raises:
-            ArtifactError: the folder isn't finished, or its files don't hold the rows that its manifest says.
-        """
-        manifest = store.read_manifest(folder)
-        self.latent_shape: tuple[int, int, int] = tuple(manifest["latent_shape"])
-        self.text_shape: tuple[int, int] = tuple(manifest["text_shape"])
-        self.scaling_factor = float(manifest["scaling_factor"])
-        self.groups = [group for file in manifest["files"] for group in _row_groups(store.join(folder, file["name"]))]
-        self.starts = np.cumsum([0, *(group.rows for group in self.groups)])  # first row of each group, then the total
-        if len(self) != manifest["rows"] or not len(self):
-            raise store.ArtifactError(
-                f"{folder} holds {len(self)} rows, its manifest says {manifest['rows']}; "
-                "delete the folder and run the latents stage again"
-            )
-        null_text = load_safetensors(store.read_bytes(store.join(folder, schema.NULL_TEXT)))["text"]
-        self.null_text = null_text.reshape(self.text_shape).float()
-        self._cache: OrderedDict[int, tuple[NDArray[np.float16], NDArray[np.float16]]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def row(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        """Posterior moments (2C, H, W), mean before log-variance, and text embedding (L, D) of a row."""
-        group = int(np.searchsorted(self.starts, number, side="right")) - 1
-        moments, text = self._read(group)
-        place = number - int(self.starts[group])
-        return moments[place], text[place]
-
-    def _read(self, group: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        source = self.groups[group]
-        table = _read_group(source, ["moments", "text"])
-        moments, text = schema.tensor(table, "moments"), schema.tensor(table, "text")
-        self._cache[group] = (moments, text)
-        # Ranks walk through a window and into the next: two windows, and never less than one group.
-        while len(self._cache) > 1 and sum(self.groups[key].rows for key in self._cache) > 2 * WINDOW_ROWS:
-            self._cache.popitem(last=False)
-        return moments, text
 
 
 class LatentLoader:
@@ -158,18 +93,19 @@ class LatentLoader:
         return [self.batch(range(first, first + micro_batch)) for first in firsts]
 
     def _sample(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        """Latents, noise, direction (C, H, W), text (L, D) and the timestep of a sample."""
+        """Latents, noise, direction (C, H, W), text (L, D) or (L,) and the timestep of a sample."""
         moments, text = self.dataset.row(self.row_number(index))
         shape = self.dataset.latent_shape
         mean, log_variance = torch.from_numpy(moments.astype(np.float32)).chunk(2)
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
         latents = (mean + deviation * self._normal(index, Stream.POSTERIOR)) * self.dataset.scaling_factor
+        null_text = self.dataset.null_text
         dropped = generator(self.seed, index, Stream.DROPOUT).random() < self.caption_dropout
         return (
             latents,
             self._normal(index, Stream.NOISE),
             self._normal(index, Stream.DIRECTION) / math.sqrt(math.prod(shape)),
-            self.dataset.null_text if dropped else torch.from_numpy(text.astype(np.float32)),
+            null_text if dropped else torch.from_numpy(text).to(null_text.dtype),
             int(generator(self.seed, index, Stream.TIMESTEP).integers(self.timesteps)),
         )
 
@@ -184,25 +120,9 @@ class LatentLoader:
         window: list[NDArray[np.int64]] = []
         for group in draw.permutation(len(self.dataset.groups)):
             window.append(np.arange(self.dataset.starts[group], self.dataset.starts[group + 1]))
-            if sum(map(len, window)) >= WINDOW_ROWS:
+            if sum(map(len, window)) >= dataset.WINDOW_ROWS:
                 order.append(draw.permutation(np.concatenate(window)))
                 window = []
         if window:
             order.append(draw.permutation(np.concatenate(window)))
         return np.concatenate(order)
-
-
-def _open(path: str) -> pq.ParquetFile:
-    fs, inner = store.filesystem(path)
-    return pq.ParquetFile(fs.open(inner, "rb"))
-
-
-def _row_groups(path: str) -> list[RowGroup]:
-    with _open(path) as file:
-        footer = file.metadata
-        return [RowGroup(path, number, footer.row_group(number).num_rows) for number in range(footer.num_row_groups)]
-
-
-def _read_group(group: RowGroup, columns: list[str]) -> pa.Table:
-    with _open(group.path) as file:
-        return file.read_row_group(group.group, columns=columns)

@@ -1,4 +1,4 @@
-"""The latents' Parquet schema: one row a picture, shapes and units in the schema's own metadata.
+"""The latents' Parquet schemas: one row a view of a picture, one a distinct caption; shapes and units in the metadata.
 
 Tensors are fixed-size lists in C order, so that any Parquet reader sees numbers; their shape, layout
 and unit stand in the field's metadata, from which :func:`tensor` gives back arrays.
@@ -18,13 +18,9 @@ import pyarrow as pa
 NULL_TEXT = "null_text.safetensors"  # the empty prompt's `text`, same shape and dtype, under the key "text"
 
 
-def latents_schema(latent_shape: Sequence[int], text_shape: Sequence[int]) -> pa.Schema:
-    """Schema of latents with ``latent_shape`` (C, H, W).
-
-    ``text_shape`` is (L, D) for embeddings, (L,) for token ids.
-    """
+def rows_schema(latent_shape: Sequence[int]) -> pa.Schema:
+    """Schema of the rows, with latents of ``latent_shape`` (C, H, W)."""
     channels, height, width = latent_shape
-    ids = len(text_shape) == 1
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False, metadata=_describe("the shard's key; rows are ordered by it")),
@@ -36,13 +32,7 @@ def latents_schema(latent_shape: Sequence[int], text_shape: Sequence[int]) -> pa
                 layout="CHW",
                 unit="VAE posterior: C channels of mean, then C of log-variance; before scaling_factor",
             ),
-            _tensor_field(
-                "text",
-                pa.int32() if ids else pa.float16(),
-                tuple(text_shape),
-                layout="L" if ids else "LD",
-                unit="token ids" if ids else "the text encoder's last hidden state",
-            ),
+            pa.field("text_row", pa.int32(), False, _describe("row of the part's texts that holds this caption's")),
             _tensor_field(
                 "crop",
                 pa.int32(),
@@ -50,12 +40,28 @@ def latents_schema(latent_shape: Sequence[int], text_shape: Sequence[int]) -> pa
                 layout="top, left, height, width",
                 unit="pixels of the original picture: the part that the latents show",
             ),
+            pa.field("flipped", pa.bool_(), False, _describe("the latents show the mirror image")),
             _tensor_field("original_size", pa.int32(), (2,), layout="height, width", unit="pixels"),
         ],
-        metadata={
-            "smooth.latent_shape": json.dumps(list(latent_shape)),
-            "smooth.text_shape": json.dumps([*text_shape]),
-        },
+        metadata={"smooth.latent_shape": json.dumps(list(latent_shape))},
+    )
+
+
+def texts_schema(text_shape: Sequence[int]) -> pa.Schema:
+    """Schema of a part's distinct captions. ``text_shape`` is (L, D) for embeddings, (L,) for token ids."""
+    ids = len(text_shape) == 1
+    return pa.schema(
+        [
+            pa.field("caption", pa.string(), nullable=False),
+            _tensor_field(
+                "text",
+                pa.int32() if ids else pa.float16(),
+                tuple(text_shape),
+                layout="L" if ids else "LD",
+                unit="token ids" if ids else "the text encoder's last hidden state",
+            ),
+        ],
+        metadata={"smooth.text_shape": json.dumps([*text_shape])},
     )
 
 
@@ -69,7 +75,7 @@ def _describe(unit: str) -> dict[str, str]:
 
 
 def table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """Build a table from strings and stacked arrays ``(N, *shape)``.
+    """Build a table from plain values and stacked arrays ``(N, *shape)``.
 
     Raises:
         ValueError: an array's shape or dtype is not what the schema says.
@@ -79,7 +85,7 @@ def table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
 
 def _column(values: Any, field: pa.Field) -> pa.Array:
     if not pa.types.is_fixed_size_list(field.type):
-        return pa.array([str(value) for value in values], field.type)
+        return pa.array(list(values), field.type)
     expected = (len(values), *shape_of(field))
     kind = field.type.value_type
     if values.shape != expected or values.dtype != kind.to_pandas_dtype():
@@ -91,6 +97,14 @@ def _column(values: Any, field: pa.Field) -> pa.Array:
 def shape_of(field: pa.Field) -> tuple[int, ...]:
     """Shape of one row of a tensor column."""
     return tuple(json.loads(field.metadata[b"shape"]))
+
+
+def same(found: pa.Schema, expected: pa.Schema) -> bool:
+    """Whether columns, types and shapes agree."""
+    if (found.names, found.types) != (expected.names, expected.types):
+        return False
+    tensors = [field for field in expected if pa.types.is_fixed_size_list(field.type)]
+    return all(shape_of(found.field(field.name)) == shape_of(field) for field in tensors)
 
 
 def tensor(rows: pa.Table, name: str) -> npt.NDArray[Any]:

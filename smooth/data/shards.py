@@ -1,102 +1,132 @@
-"""Read WebDataset shards as rows of pixels, in key order; a broken picture is a row with its failure named."""
+"""WebDataset shards as they lie in storage: proven whole, then read picture by picture in key order.
+
+A shard is never unpacked to disk and never whole in memory, and its members may lie in any order
+(img2dataset writes them as downloads end).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 from smooth import store
 
-RECIPE = "RGB, shorter side by Lanczos, centre crop, 2 x / 255 - 1"  # part of the preprocessing's hash
+TOGETHER_BYTES = 16_384  # of headers and padding among a sample's members that are read along, rather than skipped
+BROKEN_RECORD = "broken_record"
 
 
-def resize_and_crop(data: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """Decode a picture to ``(size, size, 3)`` uint8 RGB: shorter side resized to ``size``, centre kept.
+@dataclass(frozen=True)
+class Shard:
+    """A shard as the manifest of ingest counts it."""
 
-    Raises:
-        OSError: the bytes are not a whole picture.
-    """
-    from PIL import Image
+    name: str
+    rows: int
+    sha256: str
 
-    with Image.open(io.BytesIO(data)) as opened:
-        picture = opened.convert("RGB")
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> list[Shard]:
+        """The shards of an ingest manifest that hold pictures."""
+        return [cls(item["name"], item["rows"], item["sha256"]) for item in manifest["shards"] if item["rows"]]
 
 
-def centre_square(height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the middle square of a picture, in its pixels."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+def digest(manifest: Mapping[str, Any]) -> str:
+    """What identifies the data set of an ingest manifest: its own digest, else one over its shards."""
+    if "digest" in manifest:
+        return str(manifest["digest"])
+    listed = [[item["name"], item["sha256"], item["rows"]] for item in manifest["shards"]]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-class Reader:
-    """Turns a shard's name into its rows; a callable that Ray Data maps over the shards."""
+@dataclass(frozen=True)
+class Sample:
+    """One picture as ingest left it. ``failure`` names what is wrong with the record, and is empty otherwise."""
 
-    def __init__(self, folder: str, encoding: str, image_size: int) -> None:
-        """``folder`` holds the shards, ``encoding`` is their pictures' extension, ``image_size`` in pixels."""
-        self.folder = folder
-        self.encoding = encoding
-        self.image_size = image_size
+    key: str
+    picture: bytes
+    caption: str
+    original_size: tuple[int, int]  # height, width in pixels, before ingest resized it
+    failure: str = ""
 
-    def __call__(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield a shard's rows ordered by key: key, caption, pixels, crop, original_size, failure.
 
-        The shard is held in memory as it lies in storage, so that its members can be taken in order
-        (img2dataset writes them as downloads end) without unpacking it to disk.
+class ShardReader:
+    """Random access to a shard's samples, from any number of threads."""
+
+    def __init__(self, folder: str, shard: Shard, encoding: str) -> None:
+        """Read the shard of ``folder`` once from end to end, to hash it and to learn what lies where.
+
+        ``encoding`` is the extension of its pictures.
 
         Raises:
-            ArtifactError: the tar is broken or does not hold the pictures that the manifest counts.
+            ArtifactError: the shard is missing, cut, or not the one that the manifest of ingest counts.
         """
-        path = store.join(self.folder, item["shard"])
-        again = f"delete {self.folder} and run ingest again"
+        self.path = store.join(folder, shard.name)
+        self._fs, self._inner = store.filesystem(self.path)
+        again = f"delete {folder} and run ingest again"
         try:
-            with tarfile.open(fileobj=io.BytesIO(store.read_bytes(path))) as archive:
-                members = {member.name: member for member in archive}
-                names = sorted(name for name in members if name.endswith(f".{self.encoding}"))
-                if len(names) != item["rows"]:
-                    raise store.ArtifactError(
-                        f"{path} holds {len(names)} pictures, the manifest counts {item['rows']}; {again}"
-                    )
-                for name in names:
-                    stem = name.removesuffix(self.encoding)
-                    picture, caption, facts = (
-                        _content(archive, members[stem + extension]) for extension in (self.encoding, "txt", "json")
-                    )
-                    yield self._row(stem.rstrip("."), picture, caption.decode(), json.loads(facts))
-        except (tarfile.TarError, KeyError) as error:
-            raise store.ArtifactError(f"{path} is not a whole shard ({error}); {again}") from error
-
-    def _row(self, key: str, picture: bytes, caption: str, facts: dict[str, Any]) -> dict[str, Any]:
-        size = facts["original_height"], facts["original_width"]
-        failure = ""
+            with self._fs.open(self._inner, "rb") as handle:
+                members, sha256 = _members(handle)
+        except FileNotFoundError as error:
+            raise store.ArtifactError(f"{self.path} is missing; {again}") from error
+        except tarfile.TarError as error:
+            raise store.ArtifactError(f"{self.path} is not a whole shard ({error}); {again}") from error
+        if sha256 != shard.sha256:
+            raise store.ArtifactError(f"{self.path} has changed since it was ingested (SHA-256 {sha256}); {again}")
+        suffix = f".{encoding}"
+        self.keys = sorted(name.removesuffix(suffix) for name in members if name.endswith(suffix))
+        if len(self.keys) != shard.rows:
+            raise store.ArtifactError(
+                f"{self.path} holds {len(self.keys)} pictures, the manifest counts {shard.rows}; {again}"
+            )
         try:
-            pixels = resize_and_crop(picture, self.image_size)
-        except OSError:  # includes PIL's UnidentifiedImageError
-            failure = "undecodable"
-            pixels = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-        return {
-            "key": key,
-            "caption": caption,
-            "pixels": pixels,
-            "crop": np.array(centre_square(*size), np.int32),
-            "original_size": np.array(size, np.int32),
-            "failure": failure,
-        }
+            self._places = {
+                key: [members[f"{key}.{extension}"] for extension in (encoding, "txt", "json")] for key in self.keys
+            }
+        except KeyError as error:
+            raise store.ArtifactError(f"{self.path} lacks the member {error}; {again}") from error
+
+    def read(self, key: str) -> Sample:
+        """One sample; a record that can't be understood is one with a failure."""
+        picture, caption, facts = self._contents(self._places[key])
+        try:
+            read = json.loads(facts)
+            size = int(read["original_height"]), int(read["original_width"])
+            return Sample(key, picture, caption.decode(), size)
+        except (ValueError, KeyError, TypeError):
+            return Sample(key, picture, "", (0, 0), BROKEN_RECORD)
+
+    def _contents(self, places: Iterable[tuple[int, int]]) -> list[bytes]:
+        """The bytes of some members: by one request where they lie side by side, as writers put them."""
+        spans = [(offset, offset + size) for offset, size in places]
+        first, last = min(start for start, _ in spans), max(end for _, end in spans)
+        if last - first > sum(end - start for start, end in spans) + TOGETHER_BYTES:
+            return [self._fs.cat_file(self._inner, start=start, end=end) for start, end in spans]
+        data = self._fs.cat_file(self._inner, start=first, end=last)
+        return [data[start - first : end - first] for start, end in spans]
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    handle = archive.extractfile(member)
-    if handle is None:
-        raise tarfile.ReadError(f"{member.name} is not a file")
-    return handle.read()
+class _HashedReads(io.RawIOBase):
+    """A file object that hashes what is read of it."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._handle.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _members(handle: BinaryIO) -> tuple[dict[str, tuple[int, int]], str]:
+    """Offset and size of each file in a tar, and the SHA-256 of the tar, in one pass."""
+    hashed = _HashedReads(handle)
+    with tarfile.open(fileobj=hashed, mode="r|") as archive:
+        members = {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
+    while hashed.read(1 << 20):  # padding behind the last member
+        pass
+    return members, hashed.digest.hexdigest()

@@ -1,56 +1,83 @@
-"""Write a stream of rows as numbered Parquet files of equal length, each whole or absent."""
+"""Write a stream of rows as one Parquet file, row group by row group, so that memory holds no more than one."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smooth import store
 from smooth.data import schema
 
-ROW_GROUP = 256
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the file's facts, and how many of its bytes each tensor column takes."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    columns: dict[str, int]
 
 
-class PartWriter:
-    """Cuts the rows into ``part-00000.parquet``, ``part-00001.parquet`` … of ``rows_per_file`` rows.
+class TableWriter:
+    """Cuts rows into row groups of ``group_rows``. The same rows give the same bytes, however they arrive."""
 
-    The same rows give the same bytes, however they were batched on the way in.
-    """
-
-    def __init__(self, folder: str, layout: pa.Schema, rows_per_file: int) -> None:
-        self.folder = folder
-        self.layout = layout
-        self.rows_per_file = rows_per_file
-        self.files: list[dict[str, Any]] = []
-        self._waiting: list[pa.Table] = []
+    def __init__(self, handle: BinaryIO, layout: pa.Schema, group_rows: int) -> None:
+        self._layout = layout
+        self._group_rows = group_rows
+        self._sink = _HashedWrites(handle)
+        # Half-precision noise has no repeated values: a dictionary costs three times the time and saves nothing.
+        self._writer = pq.ParquetWriter(self._sink, layout, compression="zstd", use_dictionary=False)
+        self._waiting = layout.empty_table()
+        self._rows = 0
 
     def add(self, rows: dict[str, Any]) -> None:
-        """Take rows (columns of strings and stacked arrays) and write the files that they fill."""
-        self._waiting.append(schema.table(rows, self.layout))
-        while sum(table.num_rows for table in self._waiting) >= self.rows_per_file:
-            whole = pa.concat_tables(self._waiting)
-            self._write(whole.slice(0, self.rows_per_file))
-            self._waiting = [whole.slice(self.rows_per_file)]
+        """Take rows (columns of plain values and stacked arrays) and write the row groups that they fill."""
+        table = pa.concat_tables([self._waiting, schema.table(rows, self._layout)])
+        whole = table.num_rows - table.num_rows % self._group_rows
+        self._write(table.slice(0, whole))
+        self._waiting = table.slice(whole)
 
-    def close(self) -> list[dict[str, Any]]:
-        """Write what is left; return name, rows and sha256 of every file."""
-        rest = pa.concat_tables(self._waiting) if self._waiting else self.layout.empty_table()
-        if rest.num_rows:
-            self._write(rest)
-        self._waiting = []
-        return self.files
+    def close(self) -> Written:
+        """Write what is left and the footer."""
+        self._write(self._waiting)
+        self._writer.close()
+        footer: pq.FileMetaData = self._writer.writer.metadata
+        columns: dict[str, int] = {}
+        for number in range(footer.num_row_groups):
+            group = footer.row_group(number)
+            for place in range(group.num_columns):
+                column = group.column(place)
+                name = column.path_in_schema.partition(".")[0]
+                columns[name] = columns.get(name, 0) + column.total_compressed_size
+        return Written(self._rows, self._sink.size, self._sink.digest.hexdigest(), columns)
 
     def _write(self, table: pa.Table) -> None:
-        buffer = io.BytesIO()
-        # Half-precision noise has no repeated values: a dictionary costs three times the time and saves nothing.
-        pq.write_table(
-            table.combine_chunks(), buffer, row_group_size=ROW_GROUP, compression="zstd", use_dictionary=False
-        )
-        data = buffer.getvalue()
-        name = f"part-{len(self.files):05d}.parquet"
-        store.write_bytes(store.join(self.folder, name), data)
-        self.files.append({"name": name, "rows": table.num_rows, "sha256": hashlib.sha256(data).hexdigest()})
+        if table.num_rows:
+            self._writer.write_table(table.combine_chunks(), row_group_size=self._group_rows)
+            self._rows += table.num_rows
+
+
+class _HashedWrites(io.RawIOBase):
+    """A file object that hashes and counts what goes through it."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: Any, /) -> int:
+        self._handle.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)

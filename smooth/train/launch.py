@@ -51,8 +51,6 @@ def run(config: RunConfig) -> dict[str, Any]:
     started = time.monotonic()
     latents = config.stage_dir("latents")
     store.read_manifest(latents)
-    if not config.latents.cache_text:
-        raise ValueError("training reads cached text embeddings: set latents.cache_text=true")
     base = resolve_model(config.model.base)
     job = TrainJob(config, str(Path(base).resolve()) if Path(base).is_dir() else base, latents, folder)
     cluster.connect()

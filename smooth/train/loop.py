@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from torch import distributed as dist
 
 from smooth import progress, store
-from smooth.data.loader import LatentLoader, LatentsDataset
+from smooth.data.dataset import LatentsDataset
+from smooth.data.loader import LatentLoader
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation
 from smooth.models.lora import save_lora
@@ -18,6 +20,7 @@ from smooth.train.engine import Engine
 from smooth.train.job import Place, TrainJob
 from smooth.train.state import TrainState
 from smooth.train.step import StepResult, TrainingStep
+from smooth.train.text import embedder
 from smooth.train.validation import Validator
 
 PROGRESS_LINES = 50  # of a whole run
@@ -37,8 +40,14 @@ class Training:
         self.loader = LatentLoader(
             dataset, seed=config.seed, timesteps=schedule.steps, caption_dropout=config.train.caption_dropout
         )
+        self.embed = embedder(dataset, pipeline.text_encoder, place.device)
         self.validator = Validator(
-            pipeline.scheduler, dataset, seed=config.seed, guidance=config.evaluate.guidance, device=place.device
+            pipeline.scheduler,
+            dataset,
+            self.embed,
+            seed=config.seed,
+            guidance=config.evaluate.guidance,
+            device=place.device,
         )
         self.engine = Engine(pipeline.unet, config.train, config.seed, place.device)
         self.variation = StepwiseVariation(config.train.variation, dtype=self.engine.dtype)
@@ -69,7 +78,8 @@ class Training:
         batches = self.loader.micro_batches(
             state.samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
         )
-        result = self.train_step(batches, state.step + 1)
+        embedded = [replace(batch, text=self.embed(batch.text)) for batch in batches]
+        result = self.train_step(embedded, state.step + 1)
         state.step += 1
         state.samples_seen += config.global_batch_size
         state.metrics = self._metrics(result, config.global_batch_size / (time.monotonic() - started))

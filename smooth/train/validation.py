@@ -11,8 +11,10 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from smooth.data.loader import LatentsDataset, Stream, generator
+from smooth.data.dataset import LatentsDataset
+from smooth.data.loader import Stream, generator
 from smooth.diffusion.estimators import Denoiser
+from smooth.train.text import Embed
 
 PICTURES = 8
 STEPS = 12  # enough to see what is drawn; quality is measured by the evaluate stage
@@ -22,7 +24,14 @@ class Validator:
     """Samples the first captions of the data set with fixed noises by a few DDIM steps."""
 
     def __init__(
-        self, scheduler: DDIMScheduler, dataset: LatentsDataset, *, seed: int, guidance: float, device: torch.device
+        self,
+        scheduler: DDIMScheduler,
+        dataset: LatentsDataset,
+        embed: Embed,
+        *,
+        seed: int,
+        guidance: float,
+        device: torch.device,
     ) -> None:
         self.scheduler = scheduler
         self.guidance = guidance
@@ -30,9 +39,9 @@ class Validator:
         rows = range(min(PICTURES, len(dataset)))
         draws = [generator(seed, row, Stream.VALIDATION).standard_normal(dataset.latent_shape) for row in rows]
         self.noise = torch.from_numpy(np.stack(draws)).float().to(device)
-        texts = np.stack([dataset.row(row)[1] for row in rows])
-        self.text = torch.from_numpy(texts).float().to(device)
-        self.null_text = dataset.null_text.to(device).expand_as(self.text)
+        texts = torch.from_numpy(np.stack([dataset.row(row)[1] for row in rows]))
+        self.text = embed(texts.to(dataset.null_text.dtype)).to(device)
+        self.null_text = embed(dataset.null_text[None]).to(device).expand_as(self.text)
 
     @torch.no_grad()
     def sample(self, network: Denoiser) -> Tensor:

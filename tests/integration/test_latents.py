@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
+import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.numpy import load_file
+from PIL import Image
+from typer.testing import CliRunner
 
-from smooth import store
+from smooth import stages, store
+from smooth.cli import app
 from smooth.config import RunConfig
-from smooth.data import latents, openmoji, schema
+from smooth.data import contact_sheet, latents, openmoji, parts, schema, verify
+from smooth.data.dataset import LatentsDataset
+from smooth.data.encoder import Encoder
+from smooth.data.encoding import PartEncoder, Plan
+from smooth.data.shards import Shard
 from smooth.models.pipeline import load_pipeline
+from smooth.train.text import embedder
+from tests.shards import Member, png, sample, write_ingest
 
 # Ray Data's own defaults set options that it warns about.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`\w+` is deprecated:DeprecationWarning:ray.data.context")
 
-PICTURES, SHARD = 50, 30
+SHARDS = [range(30), range(30, 50), range(50, 70)]
 BROKEN = 37  # its picture is not a picture
+NUMBERS = [number for shard in SHARDS for number in shard if number != BROKEN]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("artifacts")
-
-
-def config_of(root: Path, base: str, *overrides: str) -> RunConfig:
-    return RunConfig.load(
-        "tiny",
-        [f"storage.root={root}", f"model.base={base}", "latents.rows_per_file=20", "latents.batch_size=8", *overrides],
-    )
+def caption_of(number: int) -> str:
+    return f"picture {number // 2}"
 
 
 def pixels_of(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -44,132 +47,211 @@ def pixels_of(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return openmoji.render(drawing, 64, openmoji.Style.draw(drawing.key, 0))
 
 
-def png(pixels: np.ndarray[Any, Any]) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+def samples(numbers: range) -> dict[str, Member]:
+    pictures = {number: png(pixels_of(number)) for number in numbers} | {BROKEN: b"\x89PNG\r\n\x1a\nbroken"}
+    return {f"{number:09d}": sample(pictures[number], caption_of(number)) for number in numbers}
 
 
-def write_shards(folder: str) -> None:
-    """What ingest leaves behind, its members out of order as downloads end."""
-    shards = []
-    for first in range(0, PICTURES, SHARD):
-        numbers = list(range(first, min(PICTURES, first + SHARD)))
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for number in reversed(numbers):
-                facts = json.dumps({"original_height": 100, "original_width": 128})
-                picture = b"\x89PNG\r\n\x1a\nbroken" if number == BROKEN else png(pixels_of(number))
-                contents = {"png": picture, "txt": f"picture {number}".encode(), "json": facts.encode()}
-                for extension, content in contents.items():
-                    member = tarfile.TarInfo(f"{number:09d}.{extension}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-        name = f"{len(shards):05d}.tar"
-        store.write_bytes(store.join(folder, name), buffer.getvalue())
-        shards.append({"name": name, "rows": len(numbers)})
-    store.write_manifest(folder, {"kept": PICTURES, "encoding": "png", "shards": shards})
+def ingest(config: RunConfig, shards: int) -> None:
+    write_ingest(config.stage_dir("ingest"), [samples(numbers) for numbers in SHARDS[:shards]], shuffled=True)
+
+
+def config_of(root: str, base: str, *overrides: str) -> RunConfig:
+    return RunConfig.load("tiny", [f"storage.root={root}", f"model.base={base}", "latents.batch_size=8", *overrides])
+
+
+def contents(config: RunConfig) -> dict[str, bytes]:
+    """All files of the latents but the manifest."""
+    folder = Path(config.stage_dir("latents").removeprefix("file://"))
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != store.MANIFEST}
+
+
+def without_seconds(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in manifest.items() if name != "seconds"}
 
 
 @pytest.fixture(scope="module")
-def encoded(root: Path, tiny_base: str, ray_local: None) -> tuple[RunConfig, dict[str, Any]]:
-    config = config_of(root, tiny_base)
-    write_shards(config.stage_dir("ingest"))
-    return config, latents.run(config)
+def encoded(tmp_path_factory: pytest.TempPathFactory, tiny_base: str, ray_local: None) -> RunConfig:
+    """Two shards, encoded by one actor, and then a third that ingest brought later. Storage is named by a URL."""
+    config = config_of(f"file://{tmp_path_factory.mktemp('artifacts')}", tiny_base)
+    ingest(config, 2)
+    first = latents.run(config)
+    assert first["rows"] == 49
+    assert latents.run(config) == first
+    written = {name: data for name, data in contents(config).items() if name.startswith("part-")}
+    ingest(config, 3)
+    assert not stages.is_complete("latents", config)
+    manifest = latents.run(config)
+    assert manifest["files"][:2] == first["files"]
+    assert {name: contents(config)[name] for name in written} == written
+    assert stages.is_complete("latents", config)
+    return config
 
 
-def rows_of(config: RunConfig, manifest: dict[str, Any]) -> pa.Table:
-    folder = Path(config.stage_dir("latents"))
+@pytest.fixture(scope="module")
+def manifest(encoded: RunConfig) -> dict[str, Any]:
+    return store.read_manifest(encoded.stage_dir("latents"))
+
+
+@pytest.fixture(scope="module")
+def table(encoded: RunConfig, manifest: dict[str, Any]) -> pa.Table:
+    folder = Path(encoded.stage_dir("latents").removeprefix("file://"))
     return pa.concat_tables(pq.read_table(folder / item["name"]) for item in manifest["files"])
 
 
-def test_a_broken_picture_costs_one_row_and_is_counted(encoded: tuple[RunConfig, dict[str, Any]]):
-    config, manifest = encoded
-    assert manifest["rows"] == PICTURES - 1
-    assert manifest["failed"] == {"undecodable": 1}
-    expected = [f"{number:09d}" for number in range(PICTURES) if number != BROKEN]
-    assert rows_of(config, manifest)["key"].to_pylist() == expected
-    assert [item["rows"] for item in manifest["files"]] == [20, 20, 9]
+def test_every_picture_is_a_row_or_counted(table: pa.Table, manifest: dict[str, Any]):
+    assert table["key"].to_pylist() == [f"{number:09d}" for number in NUMBERS]
+    assert table["caption"].to_pylist() == [caption_of(number) for number in NUMBERS]
+    assert (schema.tensor(table, "original_size") == [100, 128]).all()
+    assert (schema.tensor(table, "crop") == [0, 14, 100, 100]).all()
+    assert [item["rows"] for item in manifest["files"]] == [30, 19, 20]
+    assert (manifest["rows"], manifest["texts"], manifest["failed"]) == (69, 35, {"undecodable": 1})
+    # 8 x 16 x 16 numbers of moments a row, 24 x 192 of text for every second one, two bytes each; zstd saves some.
+    assert manifest["bytes_per_row"]["moments"] == pytest.approx(4096, rel=0.15)
+    assert manifest["bytes_per_row"]["text"] < 35 / 69 * 9216
 
 
-def test_moments_are_those_of_a_direct_encode(encoded: tuple[RunConfig, dict[str, Any]], tiny_base: str):
-    config, manifest = encoded
-    table = rows_of(config, manifest)
+def test_moments_and_texts_are_those_of_a_direct_encode(encoded: RunConfig, manifest: dict[str, Any], tiny_base: str):
+    data = LatentsDataset(encoded.stage_dir("latents"))
     pipeline = load_pipeline(tiny_base)
-    numbers = [0, 5, 36, 49]
+    numbers = [0, 5, 36, 49, 69]
     pixels = np.stack([pixels_of(number) for number in numbers])
     with torch.inference_mode():
         scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         posterior = pipeline.vae.encode(scaled).latent_dist
         expected = torch.cat([posterior.mean, posterior.logvar], 1).numpy()
-        text, _ = pipeline.encode_prompt([f"picture {number}" for number in numbers], "cpu", 1, False)
+        text, _ = pipeline.encode_prompt([caption_of(number) for number in numbers], "cpu", 1, False)
         null, _ = pipeline.encode_prompt([""], "cpu", 1, False)
-    places = [table["key"].to_pylist().index(f"{number:09d}") for number in numbers]
+    rows = [data.row(NUMBERS.index(number)) for number in numbers]
     # Half precision keeps 11 bits: half a unit in the last place, and the kernels' own rounding.
     tolerance: dict[str, Any] = {"rtol": 2**-10, "atol": 1e-4}
-    np.testing.assert_allclose(schema.tensor(table, "moments")[places].astype(np.float32), expected, **tolerance)
-    np.testing.assert_allclose(schema.tensor(table, "text")[places].astype(np.float32), text.numpy(), **tolerance)
-    stored = load_file(Path(config.stage_dir("latents")) / schema.NULL_TEXT)["text"]
-    np.testing.assert_allclose(stored.astype(np.float32), null[0].numpy(), **tolerance)
+    np.testing.assert_allclose(np.stack([row[0] for row in rows]).astype(np.float32), expected, **tolerance)
+    np.testing.assert_allclose(np.stack([row[1] for row in rows]).astype(np.float32), text.numpy(), **tolerance)
+    np.testing.assert_allclose(data.null_text.numpy(), null[0].numpy(), **tolerance)
     assert manifest["scaling_factor"] == pipeline.vae.config.scaling_factor
-    assert list(expected.shape[1:]) == [2 * manifest["latent_shape"][0], *manifest["latent_shape"][1:]]
-    assert list(text.shape[1:]) == manifest["text_shape"]
 
 
-def test_captions_sizes_and_crops_are_kept(encoded: tuple[RunConfig, dict[str, Any]]):
-    table = rows_of(*encoded)
-    assert table["caption"].to_pylist()[:3] == ["picture 0", "picture 1", "picture 2"]
-    assert (schema.tensor(table, "original_size") == [100, 128]).all()
-    assert (schema.tensor(table, "crop") == [0, 14, 100, 100]).all()
-
-
-def test_two_actors_write_the_same_bytes(
-    encoded: tuple[RunConfig, dict[str, Any]], tiny_base: str, tmp_path: Path, ray_local: None
+def test_another_data_set_of_the_same_shards_copies_their_parts(
+    encoded: RunConfig, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    _, manifest = encoded
-    config = config_of(tmp_path, tiny_base, "latents.actors=2")
-    write_shards(config.stage_dir("ingest"))
-    again = latents.run(config)
+    monkeypatch.setattr(latents, "_encode", pytest.fail)
+    other = config_of(encoded.storage.root, encoded.model.base, "ingest.limit=99")
+    ingest(other, 3)
+    again = latents.run(other)
     assert again["files"] == manifest["files"]
-    assert (again["vae"], again["text_encoder"]) == (manifest["vae"], manifest["text_encoder"])
+    assert contents(other) == {name: data for name, data in contents(encoded).items() if name != contact_sheet.NAME}
+    # A folder is named by its inputs alone and holds no path: moved with its root, it loads.
+    assert encoded.storage.root not in json.dumps(again)
+    moved = Path(other.stage_dir("latents").removeprefix("file://"))
+    shutil.copytree(moved, moved.parents[1] / "elsewhere")
+    assert len(LatentsDataset(str(moved.parents[1] / "elsewhere"))) == manifest["rows"]
+    shutil.rmtree(moved)
 
 
-def test_a_finished_folder_is_reused(encoded: tuple[RunConfig, dict[str, Any]]):
-    config, manifest = encoded
-    assert latents.run(config) == manifest
+def _kill_an_actor(folder: Path, known: set[str], killed: list[int]) -> None:
+    """Kill the first actor that begins to write a part."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(path.name.endswith(store.PARTIAL) and path.name not in known for path in folder.glob("part-*")):
+            for process in psutil.Process().children(recursive=True):
+                if "MapBatches(Worker)" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+        time.sleep(0.002)
 
 
-def test_token_ids_take_the_embeddings_place(root: Path, tiny_base: str, ray_local: None):
-    config = config_of(root, tiny_base, "latents.cache_text=false")
-    write_shards(config.stage_dir("ingest"))
-    manifest = latents.run(config)
-    ids = schema.tensor(rows_of(config, manifest), "text")
+def test_two_actors_a_cut_shard_and_a_killed_actor_give_the_same_files(
+    encoded: RunConfig, manifest: dict[str, Any], tiny_base: str, tmp_path: Path
+):
+    config = config_of(str(tmp_path), tiny_base, "latents.actors=2")
+    ingest(config, 3)
+    cut = Path(config.stage_dir("ingest"), "00001.tar")
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:10_000])
+    folder = Path(config.stage_dir("latents"))
+    with pytest.raises(store.ArtifactError, match=r"1 of 3 shards can't be encoded: .*00001\.tar is not a whole shard"):
+        latents.run(config)
+    assert not store.is_complete(str(folder))
+    done = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+    assert len([name for name in done if name.endswith(".json")]) == 2
+
+    cut.write_bytes(whole)
+    (folder / "part-0.parquet.1234abcd.partial").write_bytes(b"left by a writer that was killed")
+    killed: list[int] = []
+    killer = threading.Thread(
+        target=_kill_an_actor, args=(folder, {path.name for path in folder.iterdir()}, killed), daemon=True
+    )
+    killer.start()
+    again = latents.run(config)
+    killer.join(timeout=5)
+    assert len(killed) == 1
+    assert without_seconds(again) == without_seconds(manifest)
+    assert contents(config) == {name: data for name, data in contents(encoded).items() if name != contact_sheet.NAME}
+    assert {name: (folder / name).stat().st_mtime_ns for name in done} == done
+
+
+def test_a_flipped_byte_is_found_and_mended(encoded: RunConfig, manifest: dict[str, Any]):
+    folder = Path(encoded.stage_dir("latents").removeprefix("file://"))
+    command = ["-o", f"storage.root={encoded.storage.root}", "-o", "latents.batch_size=8"]
+    command += ["-o", f"model.base={encoded.model.base}"]
+    sound = CliRunner().invoke(app, ["latents", "verify", *command])
+    assert sound.exit_code == 0, sound.stderr
+    assert "3 parts with 69 rows are sound" in sound.stdout
+    with Image.open(folder / contact_sheet.NAME) as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (6 * 64, 6 * 64, 3)
+    assert np.array_equal(pixels[:64, :64], pixels_of(0))
+
+    before = contents(encoded)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    name = manifest["files"][1]["name"]
+    damaged = bytearray(before[name])
+    damaged[len(damaged) // 2] ^= 4
+    (folder / name).write_bytes(damaged)
+    found = CliRunner().invoke(app, ["latents", "verify", *command])
+    assert (found.exit_code, found.stderr) == (1, f"fault: {name} is not the file that was written\n")
+
+    mended = CliRunner().invoke(app, ["latents", "repair", *command])
+    assert mended.exit_code == 0, mended.stderr
+    assert "1 of 3 parts were encoded anew; 69 rows" in mended.stdout
+    assert contents(encoded) == before
+    assert without_seconds(store.read_manifest(str(folder))) == without_seconds(manifest)
+    touched = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != times[path.name]}
+    part = manifest["files"][1]["part"]
+    assert touched == {*parts.file_names(part), parts.facts_name(part), schema.NULL_TEXT, store.MANIFEST}
+    assert not verify.verify(str(folder)).faults
+
+
+def test_token_ids_become_the_embeddings_that_would_have_been_cached(
+    encoded: RunConfig, table: pa.Table, tiny_base: str, tmp_path: Path
+):
+    source = encoded.stage_dir("ingest")
+    shard = Shard.of(store.read_manifest(source))[0]
+    encoder = Encoder(tiny_base, None, cache_text=False, batch_size=8)
+    null_text = encoder.texts([""])
+    plan = Plan(source, str(tmp_path), "png", encoded.latents, encoder.latent_shape(64), null_text.shape[1:])
+    PartEncoder(plan, encoder)(shard, "ids", lambda *_: None)
+    texts = pq.read_table(tmp_path / parts.file_names("ids")[1])
+    ids = schema.tensor(texts, "text")
     assert ids.dtype == np.int32
     tokenizer = load_pipeline(tiny_base).tokenizer
-    assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == "picture 0"
-    assert manifest["text_shape"] == [tokenizer.model_max_length]
-
-
-def test_a_cut_shard_names_itself(tiny_base: str, tmp_path: Path, ray_local: None):
-    config = config_of(tmp_path, tiny_base)
-    folder = config.stage_dir("ingest")
-    write_shards(folder)
-    path = Path(folder) / "00001.tar"
-    path.write_bytes(path.read_bytes()[:10_000])
-    with pytest.raises(store.ArtifactError, match=r"00001\.tar"):
-        latents.run(config)
-    assert not store.is_complete(config.stage_dir("latents"))
+    assert tokenizer.decode(ids[3], skip_special_tokens=True).strip() == "picture 3"
+    data = LatentsDataset(encoded.stage_dir("latents"))
+    cached = torch.from_numpy(np.stack([data.row(2 * number)[1] for number in range(15)]))
+    data.text_shape = ids.shape[1:]
+    embed = embedder(data, encoder.pipeline.text_encoder, torch.device("cpu"))
+    torch.testing.assert_close(embed(torch.from_numpy(ids).long()), cached.float(), rtol=2**-10, atol=1e-4)
+    torch.testing.assert_close(embed(torch.from_numpy(null_text).long())[0], data.null_text, rtol=2**-10, atol=1e-4)
 
 
 def test_a_size_that_the_vae_cannot_take_names_the_knob(tiny_base: str, tmp_path: Path):
-    config = config_of(tmp_path, tiny_base, "latents.image_size=65")
-    write_shards(config.stage_dir("ingest"))
+    config = config_of(str(tmp_path), tiny_base, "latents.image_size=65")
+    ingest(config, 1)
     with pytest.raises(ValueError, match=r"latents\.image_size=65 is not a multiple"):
         latents.run(config)
 
 
 def test_without_ingest_there_is_nothing_to_encode(tiny_base: str, tmp_path: Path):
     with pytest.raises(store.ArtifactError, match="Run the stage that makes it first"):
-        latents.run(config_of(tmp_path, tiny_base))
+        latents.run(config_of(str(tmp_path), tiny_base))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from smooth import store
 from smooth.config import ConfigError, RunConfig
+from smooth.data.encoder import Encoder
 from smooth.train import launch
 from tests.synthetic import shapes_of, write_latents
 
@@ -26,6 +27,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),  # Ray Data, of its own options
 ]
 STEPS = 6
+ROWS = 10
+CAPTIONS = [f"picture {row}" for row in range(ROWS)]
 
 
 class Runner:
@@ -47,13 +50,16 @@ class Runner:
                 f"train.validate_every={STEPS}",
                 "train.max_failures=0",
                 "train.learning_rate=1e-3",
+                "train.caption_dropout=0.3",
                 "train.variation.weight=1",
                 *overrides,
             ],
         )
         latents = Path(config.stage_dir("latents"))
         if not latents.exists():
-            write_latents(latents, rows=10, **shapes_of(self.base))
+            texts = Encoder(self.base, None, config.latents.cache_text).texts([*CAPTIONS, ""])
+            shape = shapes_of(self.base)["latent_shape"]
+            write_latents(latents, rows=ROWS, latent_shape=shape, text_shape=texts.shape[1:], texts=texts)
         return config
 
     def history(self, manifest: dict[str, Any], metric: str) -> dict[int, float]:
@@ -156,8 +162,8 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_weights(
     _assert_same_adapter(folder, uninterrupted["folder"], tolerance=1e-4)
 
 
-def test_zero_3_trains_the_same(runner: Runner, uninterrupted: dict[str, Any]) -> None:
-    manifest = launch.run(runner.config("sharded", "train.zero_stage=3", "train.steps=1"))
+def test_zero_3_and_texts_encoded_in_the_step_train_the_same(runner: Runner, uninterrupted: dict[str, Any]) -> None:
+    manifest = launch.run(runner.config("sharded", "train.zero_stage=3", "train.steps=1", "latents.cache_text=false"))
     assert manifest["pictures"] == ["validation/step-000001.png"]
     for metric in ("loss", "loss_base", "norm", "target"):
         first = runner.history(uninterrupted, metric)[1]

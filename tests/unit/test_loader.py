@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
 from smooth import store
-from smooth.data import loader as loader_module
-from smooth.data.loader import Batch, LatentLoader, LatentsDataset
+from smooth.data import dataset
+from smooth.data.dataset import LatentsDataset
+from smooth.data.loader import Batch, LatentLoader
 from tests.synthetic import SCALING_FACTOR, write_latents
 
 SHAPE = (4, 8, 8)
@@ -76,7 +79,7 @@ def test_resuming_in_the_middle_of_an_epoch_equals_going_through(folder: str) ->
 def test_an_epoch_is_a_permutation_and_no_two_are_alike(
     folder: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "WINDOW_ROWS", window)
+    monkeypatch.setattr(dataset, "WINDOW_ROWS", window)
     loader = _loader(folder)
     first, second = ([loader.row_number(epoch * ROWS + place) for place in range(ROWS)] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(ROWS))
@@ -125,6 +128,28 @@ def test_dropped_captions_are_the_null_text_at_the_given_rate(folder: str) -> No
     dropped = (_loader(folder, caption_dropout=0.25).batch(range(400)).text == 7).flatten(1).all(1)
     assert 60 < int(dropped.sum()) < 140
     assert not (_loader(folder).batch(range(400)).text == 7).flatten(1).all(1).any()
+
+
+def test_rows_of_one_caption_share_its_text_and_the_cache_holds_it_once(tmp_path: Path) -> None:
+    path = write_latents(tmp_path / "latents", rows=40, latent_shape=SHAPE, text_shape=TEXT_SHAPE, captions=6)
+    shared = LatentsDataset(str(path))
+    texts = np.concatenate([pq.read_table(path / f"part-{part}.texts.parquet")["text"].to_numpy() for part in (0, 1)])
+    for row in range(len(shared)):
+        assert (shared.row(row)[1].ravel() == texts[row % 6]).all()
+    # Rows 0 to 15 of a part have all six captions; its last four rows have four.
+    assert [len(rows.texts) for rows in shared._cache.values()] == [6, 4, 6, 4]
+
+
+def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
+    path = write_latents(tmp_path / "latents", rows=12, latent_shape=SHAPE, text_shape=(5,))
+    loader = _loader(str(path), caption_dropout=0.5)
+    batch = loader.batch(range(12))
+    assert loader.dataset.holds_token_ids
+    assert (batch.text.shape, batch.text.dtype) == ((12, 5), torch.int64)
+    dropped = (batch.text == 7).all(1)
+    assert 0 < int(dropped.sum()) < 12
+    for place in torch.nonzero(~dropped).flatten().tolist():
+        assert batch.text[place].tolist() == loader.dataset.row(loader.row_number(place))[1].tolist()
 
 
 def test_a_folder_with_other_rows_than_its_manifest_says_is_refused(tmp_path: Path) -> None:

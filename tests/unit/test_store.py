@@ -58,3 +58,19 @@ def test_chunks_give_everything_in_order() -> None:
 
 def test_join_keeps_the_scheme() -> None:
     assert store.join("s3://bucket/a", "b", "c") == "s3://bucket/a/b/c"
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_no_partial(folder: str) -> None:
+    path = store.join(folder, "file")
+    store.write_bytes(path, b"first")
+
+    def fail() -> None:
+        with store.writing(path) as handle:
+            handle.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert store.read_bytes(path) == b"first"
+    fs, inner = store.filesystem(folder)
+    assert len(fs.ls(inner)) == 1
