@@ -51,7 +51,7 @@ def run_stage(stage: Stage, config: RunConfig) -> dict[str, Any]:
         timeout_seconds=policy.timeout_s,
         retries=policy.retries,
         retry_delay_seconds=policy.retry_delay_s,
-        refresh_cache=not stages.is_complete(stage, config),
+        refresh_cache=stages.status(stage, config) != "complete",
     )
     return configured(stage, config)
 
@@ -79,7 +79,7 @@ def is_worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -
 def stage_task(stage: Stage, config: RunConfig) -> dict[str, Any]:
     """Run the stage as a Ray job, show its progress and log, and report what it made."""
     folder = config.stage_dir(stage)
-    if not stages.is_complete(stage, config):
+    if stages.status(stage, config) != "complete":
         _run_job(stage, config)
     manifest = store.read_manifest(folder)
     reports.show_manifest(stage, folder, manifest)

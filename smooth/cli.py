@@ -192,5 +192,4 @@ def stages_command(preset: PresetOption = "tiny", override: OverrideOption = Non
         config = load_config(preset, override)
         for stage in STAGES:
             folder = config.stage_dir(stage)
-            status = "complete" if stages.is_complete(stage, config) else "to do"
-            print(f"{stage:<9} {config.fingerprint(stage)}  {status:<8}  {folder}")
+            print(f"{stage:<9} {config.fingerprint(stage)}  {stages.status(stage, config):<8}  {folder}")

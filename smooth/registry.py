@@ -81,6 +81,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             "alias": alias,
             "uri": model_uri,
             "run_id": training["run_id"],
+            "ingest": training["ingest"],
         },
     )
 

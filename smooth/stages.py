@@ -1,9 +1,13 @@
-"""The five stages by name. A stage's module is imported only when the stage runs."""
+"""The five stages by name. A stage's module is imported only when the stage runs.
+
+A manifest's ``ingest`` is the digest of the data that all of it was made from: `smooth ingest retry` changes the data
+of a finished ingest, and what was made before is then not taken for what would be made now.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Literal
 
 from smooth import store
 from smooth.config import RunConfig, Stage
@@ -18,19 +22,30 @@ MODULES: dict[Stage, str] = {
 
 
 def run(stage: Stage, config: RunConfig) -> dict[str, Any]:
-    """Run one stage in this process and return its manifest; a finished artifact is returned as it is."""
+    """Run one stage in this process and return its manifest; a finished artifact is returned as it is.
+
+    Raises:
+        ArtifactError: the artifact is finished, and made from data that has changed since.
+    """
+    if status(stage, config) == "stale":
+        raise store.ArtifactError(
+            f"{config.stage_dir(stage)} was made before `smooth ingest retry` changed the data; set another seed to "
+            "train on the data as it is now, beside what is there"
+        )
     manifest: dict[str, Any] = importlib.import_module(MODULES[stage]).run(config)
     return manifest
 
 
-def is_complete(stage: Stage, config: RunConfig) -> bool:
-    """Whether the stage's artifact is finished. Latents also have to be those of the shards that are there now."""
+def status(stage: Stage, config: RunConfig) -> Literal["complete", "stale", "to do"]:
+    """Whether the stage's artifact is finished. Stale latents are to do: what has changed is encoded."""
     folder = config.stage_dir(stage)
     if not store.is_complete(folder):
-        return False
+        return "to do"
     source = config.stage_dir("ingest")
-    if stage != "latents" or not store.is_complete(source):  # latents alone, moved to where they are used
-        return True
+    if stage == "ingest" or not store.is_complete(source):  # an artifact alone, moved to where it is used
+        return "complete"
     from smooth.data.shards import digest
 
-    return bool(store.read_manifest(folder)["ingest"] == digest(store.read_manifest(source)))
+    if store.read_manifest(folder)["ingest"] == digest(store.read_manifest(source)):
+        return "complete"
+    return "to do" if stage == "latents" else "stale"

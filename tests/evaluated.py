@@ -41,7 +41,8 @@ def trained(base: str, root: Path, *overrides: str) -> RunConfig:
         write_adapter(base, config.stage_dir("train"))
         store.write_manifest(
             config.stage_dir("train"),
-            {"stage": "train", "run_id": run.run_id, "base": base, "steps": 3, "samples_seen": 48, "final": {}},
+            {"stage": "train", "run_id": run.run_id, "ingest": "synthetic", "base": base}
+            | {"steps": 3, "samples_seen": 48, "final": {}},
         )
     return config
 

@@ -73,6 +73,7 @@ def write_latents(
     save_file({"text": null_text}, folder / schema.NULL_TEXT)
     manifest = {
         "stage": "latents",
+        "ingest": "synthetic",
         "rows": rows,
         "latent_shape": list(latent_shape),
         "text_shape": list(text_shape),

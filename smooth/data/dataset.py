@@ -48,6 +48,7 @@ class LatentsDataset:
             ArtifactError: the folder isn't finished, or its files don't hold the rows that its manifest says.
         """
         manifest = store.read_manifest(folder)
+        self.ingested: str = manifest["ingest"]
         self.latent_shape: tuple[int, int, int] = tuple(manifest["latent_shape"])
         self.text_shape: tuple[int, ...] = tuple(manifest["text_shape"])
         self.scaling_factor = float(manifest["scaling_factor"])

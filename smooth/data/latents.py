@@ -42,7 +42,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         LatentsError: not one picture could be encoded.
     """
     folder = config.stage_dir("latents")
-    if stages.is_complete("latents", config):
+    if stages.status("latents", config) == "complete":
         return store.read_manifest(folder)
     started = time.monotonic()
     source = config.stage_dir("ingest")

@@ -84,6 +84,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             "metrics": [metric.as_dict() for metric in metrics],
             "protocol": protocol.fingerprint,
             "run_id": training["run_id"],
+            "ingest": training["ingest"],
         },
     )
 

@@ -50,7 +50,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         return store.read_manifest(folder)
     started = time.monotonic()
     latents = config.stage_dir("latents")
-    store.read_manifest(latents)
+    data = store.read_manifest(latents)
     base = resolve_model(config.model.base)
     job = TrainJob(config, str(Path(base).resolve()) if Path(base).is_dir() else base, latents, folder)
     cluster.connect()
@@ -69,6 +69,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             "fingerprint": fingerprint,
             "seconds": time.monotonic() - started,
             "run_id": mlflow_run.run_id,
+            "ingest": data["ingest"],
             "base": config.model.base,
             "steps": outcome["step"],
             "samples_seen": outcome["samples_seen"],

@@ -52,7 +52,7 @@ class Training:
         self.engine = Engine(pipeline.unet, config.train, config.seed, place.device)
         self.variation = StepwiseVariation(config.train.variation, dtype=self.engine.dtype)
         self.train_step = TrainingStep(self.engine, schedule.to(place.device), self.variation)
-        self.state = TrainState(seed=config.seed, workers=place.ranks)
+        self.state = TrainState(seed=config.seed, workers=place.ranks, data=dataset.ingested)
 
     def run(self, restore: Path | None) -> TrainState:
         """Train to the last step, from the checkpoint in ``restore`` if there is one; write the adapter."""
@@ -109,10 +109,10 @@ class Training:
         """Continue from the checkpoint of all ranks in ``folder``.
 
         Raises:
-            TrainError: it was made with another seed or number of workers.
+            TrainError: it was made with another seed, from other data or by another number of workers.
         """
         state = TrainState.load(folder)
-        state.check_resumable(self.job.config.seed, self.place.ranks)
+        state.check_resumable(self.state)
         self.engine.load(folder)
         if state.variation is not None:
             self.variation.load_state_dict(state.variation)

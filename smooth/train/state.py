@@ -26,6 +26,7 @@ class TrainState:
 
     seed: int
     workers: int
+    data: str  # digest of the ingested shards
     step: int = 0
     samples_seen: int = 0
     variation: VariationState | None = None
@@ -40,16 +41,23 @@ class TrainState:
         """Read the state of a checkpoint's folder."""
         return cls(**json.loads((folder / FILE_NAME).read_text()))
 
-    def check_resumable(self, seed: int, workers: int) -> None:
-        """Refuse a checkpoint that this run can't continue.
+    def check_resumable(self, now: TrainState) -> None:
+        """Refuse a checkpoint that the run ``now`` can't continue.
 
         Raises:
-            TrainError: made with another seed, or by another number of workers (the optimizer is sharded over them).
+            TrainError: made with another seed, from other data, or by another number of workers (the optimizer is
+                sharded over them).
         """
-        if self.seed != seed:
-            raise TrainError(f"the checkpoint was made with seed={self.seed}, this run has seed={seed}")
-        if self.workers != workers:
+        if self.seed != now.seed:
+            raise TrainError(f"the checkpoint was made with seed={self.seed}, this run has seed={now.seed}")
+        if self.data != now.data:
+            raise TrainError(
+                f"the checkpoint at step {self.step} was made before `smooth ingest retry` changed the data; "
+                "set another seed, or delete the stage's folder to start over"
+            )
+        if self.workers != now.workers:
             raise TrainError(
                 f"the checkpoint at step {self.step} is sharded over {self.workers} workers, this run has "
-                f"train.workers={workers}; set train.workers={self.workers}, or delete the stage's folder to start over"
+                f"train.workers={now.workers}; set train.workers={self.workers}, or delete the stage's folder to start "
+                "over"
             )

@@ -55,10 +55,29 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments: list[str], messa
 def test_stages_tells_what_would_be_reused(tmp_path: Path) -> None:
     options = [*REMOTE, "-o", f"storage.root={tmp_path}"]
     config = RunConfig.load("tiny", [REMOTE[1], f"storage.root={tmp_path}"])
-    store.write_manifest(config.stage_dir("ingest"), {})
+    for stage in STAGES[:-1]:
+        store.write_manifest(config.stage_dir(stage), {"digest": "a", "ingest": "a"})
     lines = CliRunner().invoke(app, ["stages", *options]).stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [[stage, config.fingerprint(stage)] for stage in STAGES]
-    assert [" complete " in line for line in lines] == [True, False, False, False, False]
+    assert [line.split(maxsplit=2)[2].split("  ")[0] for line in lines] == ["complete"] * 4 + ["to do"]
+
+
+def test_what_was_made_of_other_data_is_not_taken_for_new(tmp_path: Path) -> None:
+    options = [*REMOTE, "-o", f"storage.root={tmp_path}"]
+    config = RunConfig.load("tiny", [REMOTE[1], f"storage.root={tmp_path}"])
+    for stage in STAGES:
+        store.write_manifest(config.stage_dir(stage), {"digest": "b" if stage == "ingest" else "a", "ingest": "a"})
+    lines = CliRunner().invoke(app, ["stages", *options]).stdout.splitlines()
+    assert [line.split(maxsplit=2)[2].split("  ")[0] for line in lines] == [
+        "complete",
+        "to do",
+        "stale",
+        "stale",
+        "stale",
+    ]
+    result = CliRunner().invoke(app, ["stage", "train", *options])
+    assert result.exit_code == 2
+    assert "set another seed" in result.stderr
 
 
 def run_fake_stage(
