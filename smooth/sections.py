@@ -139,9 +139,6 @@ class VariationConfig(Section):
     target_decay: float = Field(0.01, gt=0, le=1, description="a <- a + decay (mean norm - a)")
     estimator: Literal["one_sided_difference", "central_difference", "double_backward"] = "one_sided_difference"
     difference_step: float | None = Field(None, gt=0, description="RMS in the noise; None goes by train.precision")
-    min_snr: float | None = Field(
-        None, gt=0, description="gamma: timestep t has the weight min(SNR, gamma), scaled to a mean of 1; None is all 1"
-    )
     every: int = Field(
         1,
         ge=1,

@@ -53,12 +53,6 @@ class NoiseSchedule:
         """``sqrt(1 - abar_t)``, float32 (B, 1, 1, 1)."""
         return (1 - self.alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
 
-    def min_snr_weights(self, gamma: float) -> Tensor:
-        """``min(SNR_t, gamma)`` over its mean, float32 (T,): arXiv 2303.09556, for a loss in the clean latent."""
-        snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
-        weights = snr.clamp(max=gamma)
-        return weights / weights.mean()
-
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The noisy latent ``x_t``."""
         return self.signal(timesteps) * clean + self.sigma(timesteps) * noise

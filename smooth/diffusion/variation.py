@@ -15,7 +15,6 @@ from torch import distributed as dist
 
 from smooth.config import VariationConfig
 from smooth.diffusion.estimators import choose_estimator
-from smooth.diffusion.schedule import NoiseSchedule
 
 
 class VariationState(TypedDict):
@@ -41,7 +40,6 @@ class StepwiseVariation:
         self.every = config.every
         self.weight = config.weight * config.every  # of a regularized micro-step; the others have none
         self.decay = config.target_decay
-        self.min_snr = config.min_snr
         self.estimator = choose_estimator(config, dtype)
         self.target: float | None = None
         self.count = 0  # batches averaged into the target
@@ -49,12 +47,6 @@ class StepwiseVariation:
     def is_due(self, micro_step: int) -> bool:
         """Whether the micro-step of this number, counted from 0 over the whole job, is regularized."""
         return self.weight > 0 and micro_step % self.every == 0
-
-    def timestep_weights(self, schedule: NoiseSchedule) -> Tensor:
-        """What the penalty of each timestep is multiplied by, float32 (T,) of mean 1."""
-        if self.min_snr is None:
-            return torch.ones_like(schedule.alphas_cumprod)
-        return schedule.min_snr_weights(self.min_snr)
 
     def penalty(self, norms: Tensor) -> Tensor:
         """``(n - a)^2`` of each sample, (B,) => (B,); ``a`` is a constant here.

@@ -42,7 +42,6 @@ class TrainingStep:
         self.engine = engine
         self.schedule = schedule
         self.variation = variation
-        self.timestep_weights = variation.timestep_weights(schedule)
 
     def __call__(self, micro_batches: Sequence[Batch], step: int) -> StepResult:
         """Train on one global batch and return its means; ``step`` counts from 1.
@@ -61,7 +60,7 @@ class TrainingStep:
             loss = base.mean()
             regularizer = None
             if estimate is not None:
-                penalty = self.variation.penalty(estimate.norms) * self.timestep_weights[batch.timesteps]
+                penalty = self.variation.penalty(estimate.norms)
                 regularizer = torch.stack([penalty, estimate.norms, estimate.error], dim=1)
                 loss = loss + self.variation.weight * penalty.mean()
                 del penalty

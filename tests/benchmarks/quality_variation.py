@@ -24,7 +24,6 @@ ARMS = {
     "central difference": ["train.variation.estimator=central_difference"],
     "one-sided difference": [],
     "one-sided, lazy k = 4": ["train.variation.every=4"],
-    "one-sided, min-SNR 5": ["train.variation.min_snr=5"],
 }
 Values = dict[tuple[str, str], float]  # (metric, model) => value
 

@@ -1,7 +1,7 @@
 """One training step on one process, with a linear network in the engine's place."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
@@ -60,9 +60,9 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
     return [Batch(**{name: value[part] for name, value in pieces.items()}) for part in range(parts)]
 
 
-def _step(engine: PlainEngine, weight: float, **variation_keys: Any) -> TrainingStep:
+def _step(engine: PlainEngine, weight: float, every: int = 1) -> TrainingStep:
     schedule = NoiseSchedule(torch.linspace(0.99, 0.1, 100), "epsilon")
-    variation = StepwiseVariation(VariationConfig(weight=weight, **variation_keys))
+    variation = StepwiseVariation(VariationConfig(weight=weight, every=every))
     return TrainingStep(cast(Engine, engine), schedule, variation)
 
 
@@ -81,19 +81,6 @@ def test_first_target_is_the_first_mean_and_loss_is_the_weighted_sum() -> None:
     assert result.target == pytest.approx(result.norm)
     assert result.regularizer is not None
     assert result.loss == pytest.approx(result.loss_base + 0.5 * result.regularizer)
-
-
-def test_min_snr_weighs_the_penalty_by_its_timestep() -> None:
-    """One sample a call shows each one's weight; SNR = abar / (1 - abar) crosses gamma = 1 at abar = 1/2."""
-    abar = torch.linspace(0.99, 0.1, 100)
-    weights = torch.minimum(abar / (1 - abar), torch.tensor(1.0))
-    for sample in _split(_batch(), 4):
-        plain, weighted = (_step(PlainEngine(1), weight=0.5, min_snr=gamma) for gamma in (None, 1.0))
-        for step in (plain, weighted):
-            step.variation.update(0.25)
-        expected, found = plain([sample], 1).regularizer, weighted([sample], 1).regularizer
-        assert expected is not None
-        assert found == pytest.approx(expected * float(weights[sample.timesteps] / weights.mean()), rel=1e-5)
 
 
 def test_without_weight_the_regularizer_is_neither_computed_nor_reported() -> None:
