@@ -18,14 +18,17 @@ TASK = "ray::fetch"  # how Ray names a process that runs one of ingest's tasks
 
 
 @contextmanager
-def listed(folder: Path) -> Iterator[list[str]]:
-    """The overrides of an ingest of the built-in web at one address, for as many runs as the block likes."""
+def listed(folder: Path, timeout_s: float) -> Iterator[list[str]]:
+    """The overrides of an ingest of the built-in web at one address, for as many runs as the block likes.
+
+    Some of its rows hang until ``timeout_s``; on a busy machine others must not.
+    """
     with web.serve(DEMO) as served:
         path = folder / "list.parquet"
         served.write_list(str(path))
         yield [
             "ingest.demo_web=null", f"ingest.url_list={path}", f'ingest.allowed_hosts=["{served.host}"]',
-            "ingest.shard_size=20", "ingest.timeout_s=1.5", "ingest.retries=0",
+            "ingest.shard_size=20", f"ingest.timeout_s={timeout_s}", "ingest.retries=0",
         ]  # fmt: skip
 
 

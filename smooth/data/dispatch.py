@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +54,10 @@ def fetch(job: ShardJob) -> dict[str, Any]:
     return download(job)
 
 
-def fetch_shards(jobs: Iterable[ShardJob], processes: int, *, here: bool) -> Iterator[dict[str, Any]]:
+def fetch_shards(jobs: Iterable[ShardJob], processes: int, *, here: bool) -> Generator[dict[str, Any], None, None]:
     """Yield what :func:`smooth.data.download.download` says of each shard, in the order in which they end.
 
-    At most ``processes`` tasks are at work; ``here`` keeps them on this machine. Whatever ends the iteration ends them.
+    At most ``processes`` tasks are at work; ``here`` keeps them on this machine. Closing the generator ends them.
 
     Raises:
         IngestError: shards failed ``SHARD_TRIES`` times; all others are finished then.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -111,12 +111,14 @@ def fetch_rows(config: RunConfig, fetch_policy: FetchPolicy, parts: str, first: 
     started, kept, tried = time.monotonic(), 0, 0
     progress.report("ingest", 0, total, "shards", rows=rows)
     # The built-in web is on this machine's loopback.
-    for shard in fetch_shards(jobs, settings.processes, here=settings.demo_web is not None):
-        tried += shard.pop("tried")
-        kept += shard["rows"]
-        shards.append(shard)
-        rate = round(tried / (time.monotonic() - started), 1)
-        progress.report("ingest", len(shards), total, "shards", kept=kept, failed=tried - kept, rows_per_second=rate)
+    with closing(fetch_shards(jobs, settings.processes, here=settings.demo_web is not None)) as fetched:
+        for shard in fetched:
+            tried += shard.pop("tried")
+            kept += shard["rows"]
+            shards.append(shard)
+            rate = round(tried / (time.monotonic() - started), 1)
+            facts = {"kept": kept, "failed": tried - kept, "rows_per_second": rate}
+            progress.report("ingest", len(shards), total, "shards", **facts)
     return sorted(shards, key=lambda shard: ledger.number_of(shard["name"]))
 
 

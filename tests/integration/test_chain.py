@@ -75,6 +75,9 @@ def test_mlflow_holds_the_run_its_pictures_and_the_candidate(cluster: ScratchClu
     for stage in ("ingest", "latents", "train"):
         assert run.data.tags[f"smooth.fingerprint.{stage}"] == config.fingerprint(stage)
     assert {"loss", "regularizer", "norm", "target", "learning_rate"} <= set(run.data.metrics)
+    (data,) = run.inputs.dataset_inputs
+    assert store.read_manifest(config.stage_dir("ingest"))["digest"].startswith(data.dataset.digest)
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "ingest")] == ["ingest/funnel.png"]
     pictures = [item.path for item in client.list_artifacts(run.info.run_id, "evaluate") if item.path.endswith(".png")]
     assert {Path(picture).name for picture in pictures} >= {"strips.png", "curves.png"}
     folder = Path(client.download_artifacts(run.info.run_id, "evaluate"))

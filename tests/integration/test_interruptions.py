@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    with undisturbed.listed(tmp_path_factory.mktemp("list")) as overrides:
+    with undisturbed.listed(tmp_path_factory.mktemp("list"), timeout_s=3) as overrides:
         yield overrides
 
 
