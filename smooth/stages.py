@@ -33,4 +33,4 @@ def is_complete(stage: Stage, config: RunConfig) -> bool:
         return True
     from smooth.data.shards import digest
 
-    return bool(store.read_manifest(folder)["ingest"] == digest(store.read_manifest(source)))
+    return bool(store.read_manifest(folder).get("ingest") == digest(store.read_manifest(source)))
