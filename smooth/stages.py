@@ -46,6 +46,6 @@ def status(stage: Stage, config: RunConfig) -> Literal["complete", "stale", "to 
         return "complete"
     from smooth.data.shards import digest
 
-    if store.read_manifest(folder)["ingest"] == digest(store.read_manifest(source)):
+    if store.read_manifest(folder).get("ingest") == digest(store.read_manifest(source)):
         return "complete"
     return "to do" if stage == "latents" else "stale"

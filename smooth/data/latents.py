@@ -131,10 +131,9 @@ class Worker:
         def tell(done: int, failed: int) -> None:
             self.tally.put.remote(part, done, failed)
 
-        folder = self.encode.plan.folder
-        if part in parts.finished(
-            folder, [part]
-        ):  # an actor before this one died between its last write and its answer
+        # An actor before this one may have died between its last write and its answer.
+        if facts := parts.finished(self.encode.plan.folder, [part]).get(part):
+            tell(facts["pictures"], sum(facts["failed"].values()))
             return ""
         if ray.get(self.tally.begin.remote(part)) > TRIES:
             return f"{shard.name} has ended its actor {TRIES} times; see Ray's logs for how (memory, a decoder's crash)"
