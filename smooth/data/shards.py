@@ -1,7 +1,7 @@
 """WebDataset shards as they lie in storage: proven whole, then read picture by picture in key order.
 
 A shard is never unpacked to disk and never whole in memory, and its members may lie in any order
-(img2dataset writes them as downloads end).
+(img2dataset by itself writes them as downloads end).
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def reference_pictures(ingest: str, count: int, size: int, seed: int, batch: int
 def _shard_pictures(path: str, wanted: set[int], size: int) -> Iterator[npt.NDArray[np.uint8]]:
     """The wanted pictures of a WebDataset shard, counted in key order, decoded to (size, size, 3).
 
-    The order of the members is that in which downloads ended: another one in each run of ingest.
+    A shard from elsewhere may hold its members in any order.
     """
     with tarfile.open(fileobj=io.BytesIO(store.read_bytes(path))) as shard:
         members = [member for member in shard if PurePosixPath(member.name).suffix.lower() in PICTURE_SUFFIXES]
