@@ -59,7 +59,8 @@ def write_shard(folder: str, pictures: int) -> None:
                 member = tarfile.TarInfo(f"{index:09d}.{suffix}")
                 member.size = len(data)
                 shard.addfile(member, io.BytesIO(data))
-    store.write_manifest(folder, {"stage": "ingest", "shards": [{"name": "00000.tar", "rows": pictures}]})
+    facts = {"kept": pictures, "pictures": [], "source": None, "licence": None, "digest": "synthetic"}
+    store.write_manifest(folder, {"stage": "ingest", "shards": [{"name": "00000.tar", "rows": pictures}], **facts})
 
 
 def write_adapter(base: str, folder: str, scale: float = 0.05) -> None:

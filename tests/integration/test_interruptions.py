@@ -70,6 +70,15 @@ def test_a_killed_worker_costs_nothing_but_time(calm: RunConfig, overrides: list
     assert undisturbed.result(config) == undisturbed.result(calm)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts count, though whoever started the tests may have them ignored, as pytest-xdist does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_no_process_and_the_rerun_ends_the_same(
     calm: RunConfig, overrides: list[str], tmp_path: Path
 ) -> None:

@@ -80,11 +80,11 @@ def encoded(tmp_path_factory: pytest.TempPathFactory, tiny_base: str, ray_local:
     assert latents.run(config) == first
     written = {name: data for name, data in contents(config).items() if name.startswith("part-")}
     ingest(config, 3)
-    assert not stages.is_complete("latents", config)
+    assert stages.status("latents", config) == "to do"
     manifest = latents.run(config)
     assert manifest["files"][:2] == first["files"]
     assert {name: contents(config)[name] for name in written} == written
-    assert stages.is_complete("latents", config)
+    assert stages.status("latents", config) == "complete"
     return config
 
 
