@@ -96,7 +96,9 @@ def test_a_stage_prints_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     body = (
         "def run(config):\n    return {'fingerprint': 'abc', 'seconds': 1.25, 'summary': {'steps': config.train.steps}}"
     )
-    assert run_fake_stage(tmp_path, monkeypatch, body) == (0, "train abc finished in 1.2 s\n  steps: 200\n", "")
+    steps = RunConfig.load("tiny").train.steps
+    printed = f"train abc finished in 1.2 s\n  steps: {steps}\n"
+    assert run_fake_stage(tmp_path, monkeypatch, body) == (0, printed, "")
 
 
 def test_a_refusal_by_our_own_code_has_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
