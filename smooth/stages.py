@@ -44,8 +44,6 @@ def status(stage: Stage, config: RunConfig) -> Literal["complete", "stale", "to 
     source = config.stage_dir("ingest")
     if stage == "ingest" or not store.is_complete(source):  # an artifact alone, moved to where it is used
         return "complete"
-    from smooth.data.shards import digest
-
-    if store.read_manifest(folder).get("ingest") == digest(store.read_manifest(source)):
+    if store.read_manifest(folder).get("ingest") == store.read_manifest(source)["digest"]:
         return "complete"
     return "to do" if stage == "latents" else "stale"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from PIL import Image
 
 from smooth import store, tracking
 from smooth.config import RunConfig
 from smooth.models.pipeline import load_pipeline
+from tests.shards import png, sample, write_ingest
 from tests.synthetic import shapes_of, write_latents
 
 SHORT = [
@@ -32,7 +30,9 @@ def trained(base: str, root: Path, *overrides: str) -> RunConfig:
     """A run config under whose root ingest, latents and train are finished; needs ``MLFLOW_TRACKING_URI``."""
     config = RunConfig.load("tiny", [f"model.base={base}", f"storage.root={root}", *SHORT, *overrides])
     if not store.is_complete(config.stage_dir("ingest")):
-        write_shard(config.stage_dir("ingest"), pictures=8)
+        noise = np.random.default_rng(0).integers(0, 255, (8, 64, 70, 3), np.uint8)
+        samples = {f"{number:09d}": sample(png(pixels), "picture") for number, pixels in enumerate(noise)}
+        write_ingest(config.stage_dir("ingest"), [samples])
     if not store.is_complete(config.stage_dir("latents")):
         write_latents(config.stage_dir("latents"), rows=12, **shapes_of(base))
     if not store.is_complete(config.stage_dir("train")):
@@ -45,22 +45,6 @@ def trained(base: str, root: Path, *overrides: str) -> RunConfig:
             | {"steps": 3, "samples_seen": 48, "final": {}},
         )
     return config
-
-
-def write_shard(folder: str, pictures: int) -> None:
-    """One WebDataset shard of noisy 70 x 64 pictures, as img2dataset lays them out."""
-    random = np.random.default_rng(0)
-    Path(folder).mkdir(parents=True)
-    with tarfile.open(Path(folder, "00000.tar"), "w") as shard:
-        for index in range(pictures):
-            buffer = io.BytesIO()
-            Image.fromarray(random.integers(0, 255, (64, 70, 3), np.uint8)).save(buffer, "PNG")
-            for suffix, data in (("png", buffer.getvalue()), ("txt", b"picture"), ("json", b"{}")):
-                member = tarfile.TarInfo(f"{index:09d}.{suffix}")
-                member.size = len(data)
-                shard.addfile(member, io.BytesIO(data))
-    facts = {"kept": pictures, "pictures": [], "source": None, "licence": None, "digest": "synthetic"}
-    store.write_manifest(folder, {"stage": "ingest", "shards": [{"name": "00000.tar", "rows": pictures}], **facts})
 
 
 def write_adapter(base: str, folder: str, scale: float = 0.05) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from smooth import store
+from smooth.data import ledger
 
 Member = Mapping[str, bytes]  # extension -> content
 
@@ -52,4 +53,5 @@ def write_ingest(folder: str, shards: Sequence[Mapping[str, Member]], *, shuffle
         sha256 = hashlib.sha256(data).hexdigest()
         listed.append({"name": name, "rows": len(samples), "bytes": len(data), "sha256": sha256})
     kept = sum(map(len, shards))
-    return store.write_manifest(folder, {"kept": kept, "encoding": "png", "image_size": 64, "shards": listed})
+    facts = {"kept": kept, "encoding": "png", "image_size": 64, "pictures": [], "source": None, "licence": None}
+    return store.write_manifest(folder, {**facts, "shards": listed, "digest": ledger.digest(listed)})

@@ -20,7 +20,7 @@ from smooth.config import RunConfig
 from smooth.data import parts, pictures, schema
 from smooth.data.encoder import Encoder
 from smooth.data.encoding import PartEncoder, Plan
-from smooth.data.shards import Shard, digest
+from smooth.data.shards import Shard
 from smooth.data.tally import Tally, reported
 
 TRIES = 3  # of a shard: Ray itself would hand one that kills its actor to new actors for ever
@@ -71,7 +71,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 2),
         "pictures": [],
         **_counts(files, ingested["kept"]),
-        "ingest": digest(ingested),
+        "ingest": ingested["digest"],
         "latent_shape": list(latent_shape),
         "text_shape": list(null_text.shape),
         "scaling_factor": encoder.scaling_factor,

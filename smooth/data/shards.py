@@ -34,14 +34,6 @@ class Shard:
         return [cls(item["name"], item["rows"], item["sha256"]) for item in manifest["shards"] if item["rows"]]
 
 
-def digest(manifest: Mapping[str, Any]) -> str:
-    """What identifies the data set of an ingest manifest: its own digest, else one over its shards."""
-    if "digest" in manifest:
-        return str(manifest["digest"])
-    listed = [[item["name"], item["sha256"], item["rows"]] for item in manifest["shards"]]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Sample:
     """One picture as ingest left it. ``failure`` names what is wrong with the record, and is empty otherwise."""

@@ -118,6 +118,9 @@ def repair(config: RunConfig) -> tuple[Found, dict[str, Any]]:
     """Encode the parts anew in which :func:`verify` finds a fault; no other file is touched.
 
     Returns what was found, and the manifest.
+
+    Raises:
+        ArtifactError: the shards that the parts would be made of are gone; nothing is touched then.
     """
     from smooth.data import latents
 
@@ -125,7 +128,8 @@ def repair(config: RunConfig) -> tuple[Found, dict[str, Any]]:
     found = verify(folder)
     if not found.faults:
         return found, store.read_manifest(folder)
-    # First of all, so that an interruption leaves a folder that the stage goes on with.
+    store.read_manifest(config.stage_dir("ingest"))
+    # Before the parts, so that an interruption leaves a folder that the stage goes on with.
     fs, inner = store.filesystem(store.join(folder, store.MANIFEST))
     fs.rm_file(inner)
     for part in {fault.part for fault in found.faults if fault.part is not None}:

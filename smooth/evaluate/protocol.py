@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +15,8 @@ from PIL import Image, ImageOps
 
 from smooth import store
 from smooth.config import ConfigError, RunConfig, model_identity
-
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+from smooth.data import pictures
+from smooth.data.shards import Shard, ShardReader
 
 
 @dataclass(frozen=True)
@@ -141,35 +138,23 @@ def _draw(values: Sequence[str], count: int, seed: str) -> list[str]:
 
 def reference_pictures(ingest: str, count: int, size: int, seed: int, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Batches (B, size, size, 3) uint8 of a random subset of the ingested pictures, at most ``count`` in all."""
-    shards = store.read_manifest(ingest)["shards"]
-    total = sum(int(shard["rows"]) for shard in shards)
-    chosen = set(random.Random(f"{seed}/reference").sample(range(total), min(count, total)))
-    pictures: list[npt.NDArray[np.uint8]] = []
+    manifest = store.read_manifest(ingest)
+    shards = Shard.of(manifest)
+    total = sum(shard.rows for shard in shards)
+    chosen = sorted(random.Random(f"{seed}/reference").sample(range(total), min(count, total)))
+    waiting: list[npt.NDArray[np.uint8]] = []
     start = 0
     for shard in shards:
-        wanted = {index - start for index in chosen if start <= index < start + shard["rows"]}
-        start += int(shard["rows"])
-        for picture in _shard_pictures(store.join(ingest, shard["name"]), wanted, size):
-            pictures.append(picture)
-            if len(pictures) == batch:
-                yield np.stack(pictures)
-                pictures = []
-    if pictures:
-        yield np.stack(pictures)
-
-
-def _shard_pictures(path: str, wanted: set[int], size: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """The wanted pictures of a WebDataset shard, counted in key order, decoded to (size, size, 3).
-
-    A shard from elsewhere may hold its members in any order.
-    """
-    with tarfile.open(fileobj=io.BytesIO(store.read_bytes(path))) as shard:
-        members = [member for member in shard if PurePosixPath(member.name).suffix.lower() in PICTURE_SUFFIXES]
-        members.sort(key=lambda member: member.name)
-        for position in sorted(wanted):
-            source = shard.extractfile(members[position])
-            if source is None:
-                raise store.ArtifactError(f"{path}: {members[position].name} is not a file; run the ingest stage again")
-            with Image.open(io.BytesIO(source.read())) as image:
-                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-            yield np.asarray(fitted)
+        wanted = [index - start for index in chosen if start <= index < start + shard.rows]
+        start += shard.rows
+        if not wanted:
+            continue
+        reader = ShardReader(ingest, shard, manifest["encoding"])
+        for position in wanted:
+            picture = pictures.decode(reader.read(reader.keys[position]).picture)
+            waiting.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)))
+            if len(waiting) == batch:
+                yield np.stack(waiting)
+                waiting = []
+    if waiting:
+        yield np.stack(waiting)

@@ -30,6 +30,8 @@ from smooth.config import IngestConfig, RunConfig
 from smooth.data import ingest
 from tests.benchmarks.results import Result, report
 
+# For all processes here: albumentations, which img2dataset imports, asks the network for its newest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 SPAWN = multiprocessing.get_context("spawn")
 BODIES = 64  # different pictures
 SIDE = 320
@@ -97,7 +99,6 @@ def bare(config: IngestConfig, url_list: Path, folder: Path, pool: Pool) -> floa
 
 
 def _warm() -> int:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import img2dataset  # noqa: F401
 
     time.sleep(1)  # so that each process of the pool takes one

@@ -63,9 +63,5 @@ def test_a_shard_with_other_members_than_counted_is_refused(tmp_path: Path) -> N
         ShardReader(str(tmp_path), Shard("none.tar", 1, ""), "png")
 
 
-def test_the_digest_changes_with_any_shard_and_an_empty_one_is_not_encoded(tmp_path: Path) -> None:
-    manifest = write_ingest(str(tmp_path), [SAMPLES, {}])
-    assert len(Shard.of(manifest)) == 1
-    other = write_ingest(str(tmp_path), [SAMPLES, {"x": SAMPLES["00000"]}])
-    assert shards.digest(manifest) != shards.digest(other)
-    assert shards.digest({**other, "digest": "given"}) == "given"
+def test_an_empty_shard_is_not_encoded(tmp_path: Path) -> None:
+    assert len(Shard.of(write_ingest(str(tmp_path), [SAMPLES, {}]))) == 1

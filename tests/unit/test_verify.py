@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save
 
 from smooth import store
+from smooth.config import RunConfig
 from smooth.data import parts, schema, verify
 
 LATENT, TEXT = (2, 4, 4), (3, 5)
@@ -114,3 +115,14 @@ def test_other_shapes_and_counts_than_the_manifests_are_found(tmp_path: Path) ->
     changed["files"][1]["rows"] = 10
     store.write_manifest(str(tmp_path), changed)
     assert ("b", "part-b.parquet has 9 rows, the manifest says 10") in faults(tmp_path)
+
+
+def test_without_shards_nothing_is_repaired_and_nothing_lost(tmp_path: Path) -> None:
+    config = RunConfig.load("tiny", [f"storage.root={tmp_path}"])
+    folder = Path(config.stage_dir("latents"))
+    write(folder)
+    flip(folder / "part-b.parquet")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(store.ArtifactError, match=r"no finished artifact at .*ingest"):
+        verify.repair(config)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
