@@ -142,7 +142,7 @@ class VariationConfig(Section):
     every: int = Field(
         1,
         ge=1,
-        description="lazy: each k-th micro-step has weight k lambda; which samples those are goes by workers and batch",
+        description="lazy: each k-th micro-step has weight k lambda; let k divide the micro-steps of a worker",
     )
 
 
@@ -154,9 +154,16 @@ class TrainConfig(Section):
     micro_batch_size: int = runtime(3, "samples a worker holds at once; the rest is accumulated", ge=1)
     workers: int = runtime(4, "training processes", ge=1)
     gpus_per_worker: float = runtime(0.0, "GPUs each worker holds", ge=0)
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = runtime(2, "DeepSpeed ZeRO stage, 0 to 3")
+    min_workers: int | None = runtime(None, "go on with as few where nodes are lost, back up to workers later", ge=1)
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = runtime(2, "0 is plain DDP, 1 to 3 are DeepSpeed's ZeRO")
+    offload_optimizer: bool = runtime(False, "optimizer and its float32 weights in CPU memory, with zero_stage >= 1")
+    gradient_checkpointing: bool = runtime(False, "compute activations twice instead of keeping them")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    method: Literal["lora", "full"] = Field("lora", description="what is trained of the UNet")
     learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate, after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="the result is this moving average of the weights")
     weight_decay: float = Field(1e-4, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -164,26 +171,55 @@ class TrainConfig(Section):
     lora: LoraConfig = LoraConfig()
     variation: VariationConfig = VariationConfig()
     checkpoint_every: int = runtime(500, "optimizer steps between checkpoints", ge=1)
+    best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept beside the latest", ge=1)
     validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
     max_failures: int = runtime(2, "worker failures survived before the stage fails", ge=0)
+    max_skipped: int = Field(5, ge=0, description="steps in a row left out for a loss or gradient that is not finite")
 
     @property
     def accumulation(self) -> int:
-        """Micro-steps per optimizer step."""
+        """Micro-steps per optimizer step of a worker."""
         return self.global_batch_size // (self.micro_batch_size * self.workers)
+
+    @property
+    def worker_counts(self) -> range:
+        """How many workers may train at a time."""
+        return range(self.min_workers or self.workers, self.workers + 1)
+
+    def with_workers(self, workers: int) -> Self:
+        """The same training on so many workers."""
+        return self.model_copy(update={"workers": workers})
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        per_micro_step = self.micro_batch_size * self.workers
-        if self.global_batch_size % per_micro_step:
-            raise ValueError(
-                f"train.global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size x workers = "
-                f"{self.micro_batch_size} x {self.workers} = {per_micro_step}; change one of the three"
-            )
+        if not self.worker_counts:
+            raise ValueError(f"train.min_workers={self.min_workers} is more than train.workers={self.workers}")
+        for workers in self.worker_counts:
+            per_micro_step = self.micro_batch_size * workers
+            if self.global_batch_size % per_micro_step:
+                raise ValueError(
+                    f"train.global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size x workers "
+                    f"= {self.micro_batch_size} x {workers} = {per_micro_step}; change one of the three, or "
+                    "min_workers where it is set"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_zero(self) -> Self:
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("train.offload_optimizer needs DeepSpeed; set train.zero_stage to 1, 2 or 3")
         return self
 
     @model_validator(mode="after")
     def _estimator_fits_zero(self) -> Self:
+        if self.zero_stage == 3 and self.variation.weight > 0:
+            every = self.variation.every
+            for accumulation in (self.with_workers(workers).accumulation for workers in self.worker_counts):
+                if accumulation % every:
+                    raise ValueError(
+                        "train.zero_stage=3 needs all ranks to regularize the same micro-steps: "
+                        f"train.variation.every={every} must divide a worker's {accumulation} accumulated micro-steps"
+                    )
         if self.zero_stage == 3 and self.variation.weight > 0 and self.variation.estimator == "double_backward":
             raise ValueError(
                 "train.zero_stage=3 can't run train.variation.estimator=double_backward: ZeRO-3 releases the weights "

@@ -88,9 +88,10 @@ class LatentLoader:
     def micro_batches(
         self, samples_seen: int, global_batch: int, micro_batch: int, rank: int, ranks: int
     ) -> list[Batch]:
-        """This rank's micro-batches of the global batch that starts at ``samples_seen``."""
-        firsts = range(samples_seen + rank * micro_batch, samples_seen + global_batch, ranks * micro_batch)
-        return [self.batch(range(first, first + micro_batch)) for first in firsts]
+        """This rank's micro-batches of the global batch that starts at ``samples_seen``: an unbroken run of it."""
+        share = global_batch // ranks
+        start = samples_seen + rank * share
+        return [self.batch(range(first, first + micro_batch)) for first in range(start, start + share, micro_batch)]
 
     def _sample(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """Latents, noise, direction (C, H, W), text (L, D) or (L,) and the timestep of a sample."""

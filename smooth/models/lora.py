@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -39,14 +41,13 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-def lora_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The adapter's weights by their peft names, copied to float32 on the CPU."""
-    weights: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
-    return {name: weight.detach().float().cpu().clone() for name, weight in weights.items()}
+def adapter_names(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of the adapter's parameters, under the names that peft saves them by."""
+    return cast(dict[str, Tensor], get_peft_model_state_dict(unet, state_dict=weights, adapter_name=ADAPTER))
 
 
 def save_lora(folder: str, weights: dict[str, Tensor], unet: UNet2DConditionModel) -> str:
-    """Write ``weights`` (of :func:`lora_weights`) to ``pytorch_lora_weights.safetensors``; return its path.
+    """Write ``weights`` (of :func:`adapter_names`) to ``pytorch_lora_weights.safetensors``; return its path.
 
     The adapter's settings (rank, alpha, targets) go into the file's metadata: without them diffusers
     takes alpha = rank. The file appears whole or not at all, on any fsspec path.

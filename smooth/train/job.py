@@ -30,4 +30,4 @@ class Place:
     device: torch.device
     log: Callable[[Mapping[str, float], int], None]  # (metrics, step)
     picture: Callable[[str, int], None]  # (path of a PNG, step)
-    checkpoint: Callable[[Callable[[Path], None], int], None]  # (writes a rank's files into a folder, step)
+    checkpoint: Callable[[Callable[[Path], None], int, float], None]  # (writes it into a folder, step, mean loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,8 +21,18 @@ from smooth.models import WEIGHTS_NAME
 from smooth.train.job import Place, TrainJob
 from smooth.train.state import TrainError
 
-CHECKPOINTS_KEPT = 2
 CHECKPOINTS = "checkpoints"
+SUMMARY = (
+    "workers",
+    "loss",
+    "loss_base",
+    "regularizer",
+    "norm",
+    "target",
+    "difference_error",
+    "skipped_steps",
+    "samples_per_second",
+)
 WORKER_START_SECONDS = 300  # Ray's own 60 s are too few where importing torch on busy cores takes half of it
 
 
@@ -61,8 +71,9 @@ def run(config: RunConfig) -> dict[str, Any]:
             raise TrainError(outcome["refused"])
         config_path = store.join(folder, "run_config.yaml")
         store.write_bytes(config_path, config.to_yaml().encode())
-        for path in (config_path, store.join(folder, WEIGHTS_NAME)):
-            mlflow_run.log_artifact(path, "adapter")
+        mlflow_run.log_artifact(config_path, "adapter")
+        if config.train.method == "lora":  # a whole UNet goes to MLflow only where it is registered
+            mlflow_run.log_artifact(store.join(folder, WEIGHTS_NAME), "adapter")
         # Inside the run: one that ended without a manifest would be followed by a second on a retry.
         manifest = {
             "stage": "train",
@@ -89,7 +100,7 @@ def _train(job: TrainJob, run_id: str) -> Outcome:
         train_loop_config={"job": job, "run_id": run_id},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
+            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker={"CPU": cpus, **({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})},
         ),
@@ -98,7 +109,12 @@ def _train(job: TrainJob, run_id: str) -> Outcome:
             storage_path=job.folder,
             name=CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            # The latest is always kept beside these.
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=config.best_checkpoints,
+                checkpoint_score_attribute="loss",
+                checkpoint_score_order="min",
+            ),
             worker_runtime_env={
                 "env_vars": {
                     # More threads than cores spin against each other: ten times slower.
@@ -138,9 +154,9 @@ def _worker(settings: dict[str, Any]) -> Outcome:
             def picture(path: str, step: int) -> None:
                 mlflow_run.log_picture(path, "validation", step)
 
-        def checkpoint(write: Callable[[Path], None], step: int) -> None:
+        def checkpoint(write: Callable[[Path], None], step: int, loss: float) -> None:
             flush()  # a run that goes on from here won't log these steps again
-            _report(write, step)
+            _report(write, step, loss)
 
         place = Place(rank, context.get_world_size(), _device(), log, picture, checkpoint)
         try:
@@ -172,22 +188,28 @@ def _restored() -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def _report(write: Callable[[Path], None], step: int) -> None:
-    """Let every rank write its files, and Ray merge them into one checkpoint."""
-    with tempfile.TemporaryDirectory(prefix="smooth-checkpoint-") as temporary:
-        write(Path(temporary))
-        checkpoint = ray.train.Checkpoint.from_directory(temporary)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
+def _report(write: Callable[[Path], None], step: int, loss: float) -> None:
+    """Let rank 0 write the checkpoint, and Ray upload it while training goes on; Ray knows it when it is whole."""
+    folder = Path(tempfile.mkdtemp(prefix="smooth-checkpoint-"))
+    write(folder)
+    wrote = any(folder.iterdir())
+    ray.train.report(
+        {"step": step, "loss": loss},
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if wrote else None,
+        checkpoint_dir_name=f"step-{step:06d}",
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # removes the folder afterwards
+    )
+    if not wrote:
+        folder.rmdir()
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> dict[str, float | int | str]:
-    rounded: Mapping[str, float] = {name: float(f"{value:.4g}") for name, value in outcome["metrics"].items()}
+    last = {name: float(f"{outcome['metrics'][name]:.4g}") for name in SUMMARY if name in outcome["metrics"]}
     return {
         "steps": outcome["step"],
         "samples": outcome["samples_seen"],
-        "workers": config.workers,
         "ZeRO stage": config.zero_stage,
-        **rounded,
+        **last,
     }
 
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
+import torch
 from torch import distributed as dist
 
 from smooth import progress, store
 from smooth.data.dataset import LatentsDataset
-from smooth.data.loader import LatentLoader
+from smooth.data.loader import Batch, LatentLoader
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation
-from smooth.models.lora import save_lora
+from smooth.models import trained
 from smooth.models.pipeline import load_pipeline
-from smooth.train.engine import Engine
+from smooth.train import checkpoint
+from smooth.train.engine import start_engine
 from smooth.train.job import Place, TrainJob
-from smooth.train.state import TrainState
+from smooth.train.optimizer import learning_rate
+from smooth.train.state import DivergenceError, TrainState
 from smooth.train.step import StepResult, TrainingStep
 from smooth.train.text import embedder
 from smooth.train.validation import Validator
 
+logger = logging.getLogger(__name__)
 PROGRESS_LINES = 50  # of a whole run
+SHOWN = ("loss", "loss_base", "norm", "target", "samples_per_second", "skipped_steps")  # in them
+NORM_ALARM = 10  # times the target: a regularizer that runs away
 
 
 class Training:
@@ -33,6 +41,7 @@ class Training:
         """Load model and data; shard the model. Every rank calls it."""
         config = job.config
         self.job, self.place = job, place
+        self.config = config.train.with_workers(place.ranks)  # fewer than asked for where nodes are lost
         pipeline = load_pipeline(job.base, revision=config.model.revision)
         self.vae = pipeline.vae.to(place.device) if place.rank == 0 else None
         schedule = NoiseSchedule(pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type)
@@ -49,71 +58,122 @@ class Training:
             guidance=config.evaluate.guidance,
             device=place.device,
         )
-        self.engine = Engine(pipeline.unet, config.train, config.seed, place.device)
+        self.engine = start_engine(pipeline.unet, self.config, config.seed, place.device)
         self.variation = StepwiseVariation(config.train.variation, dtype=self.engine.dtype)
         self.train_step = TrainingStep(self.engine, schedule.to(place.device), self.variation)
-        self.state = TrainState(seed=config.seed, workers=place.ranks, data=dataset.ingested)
+        self.state = TrainState(seed=config.seed, data=dataset.ingested)
+        self.losses: list[float] = []  # since the last checkpoint
 
     def run(self, restore: Path | None) -> TrainState:
-        """Train to the last step, from the checkpoint in ``restore`` if there is one; write the adapter."""
+        """Train to the last step, from the checkpoint in ``restore`` if there is one; write what was trained.
+
+        Raises:
+            TrainError: the checkpoint is another run's, or the loss diverged.
+            MemoryError: a step takes more memory than there is.
+        """
         if restore is not None:
             self.load(restore)
-        config = self.job.config.train
-        while self.state.step < config.steps:
-            self.advance()
-            last = self.state.step == config.steps
-            if self.state.step % config.checkpoint_every == 0 or last:
-                self.place.checkpoint(self.save, self.state.step)
-            if self.state.step % config.validate_every == 0 or last:
+        while self.state.step < self.config.steps:
+            try:
+                self.advance()
+            except torch.OutOfMemoryError as error:
+                # Not alike on every rank, so no TrainError: Ray ends the others.
+                raise MemoryError(self._out_of_memory()) from error
+            last = self.state.step == self.config.steps
+            if self.state.step % self.config.checkpoint_every == 0 or last:
+                self.place.checkpoint(self.save, self.state.step, mean(self.losses))
+                self.losses.clear()
+            if self.state.step % self.config.validate_every == 0 or last:
                 self.validate()
-        weights = self.engine.lora_weights()
+        weights = self.engine.result()
         if self.place.rank == 0:
-            save_lora(self.job.folder, weights, self.engine.unet)
+            trained.save(self.job.folder, weights, self.engine.unet, self.config)
         return self.state
 
     def advance(self) -> None:
         """One optimizer step and its log."""
         started = time.monotonic()
-        state, config = self.state, self.job.config.train
+        state, config = self.state, self.config
+        self.engine.learning_rate = learning_rate(config, state.step + 1)
         batches = self.loader.micro_batches(
             state.samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
         )
-        embedded = [replace(batch, text=self.embed(batch.text)) for batch in batches]
-        result = self.train_step(embedded, state.step + 1)
+        result = self.train_step([replace(batch, text=self.embed(batch.text)) for batch in batches])
         state.step += 1
         state.samples_seen += config.global_batch_size
+        self.losses.append(result.loss)
+        self._guard(result, batches)
         state.metrics = self._metrics(result, config.global_batch_size / (time.monotonic() - started))
         if self.place.rank == 0:
-            self.place.log(state.metrics, state.step)
-            if state.step % max(1, config.steps // PROGRESS_LINES) == 0 or state.step in (1, config.steps):
-                facts = {name: float(f"{value:.4g}") for name, value in state.metrics.items()}
-                progress.report("train", state.step, config.steps, "steps", **facts)
+            self._tell(result)
+
+    def _guard(self, result: StepResult, batches: Sequence[Batch]) -> None:
+        """Count the steps that were left out.
+
+        Raises:
+            DivergenceError: too many in a row.
+        """
+        state = self.state
+        # Loss scaling finds its scale by overflows of the gradient; those are no one's fault.
+        if result.is_finite and (result.updated or self.config.precision == "fp16"):
+            state.skipped_in_row = 0
+            return
+        state.skipped += 1
+        state.skipped_in_row += 1
+        samples = self.train_step.samples_at_fault(batches)
+        what = f"the loss or its gradient is not finite at step {state.step}, sample indices {samples or 'unknown'}"
+        if state.skipped_in_row > self.config.max_skipped:
+            raise DivergenceError(
+                f"{what}; {state.skipped_in_row} steps in a row. Lower train.learning_rate or train.variation.weight, "
+                "or use train.precision=fp32; the last checkpoint before is kept"
+            )
+        logger.warning("%s: the step is left out", what)
+
+    def _tell(self, result: StepResult) -> None:
+        """Log the step on rank 0."""
+        state = self.state
+        self.place.log(state.metrics, state.step)
+        if result.norm is not None and result.target is not None and result.norm > NORM_ALARM * result.target:
+            logger.warning(
+                "the regularizer's norm is %.3g at step %d, its target %.3g: if it stays so, lower "
+                "train.learning_rate or train.variation.weight",
+                result.norm,
+                state.step,
+                result.target,
+            )
+        if state.step % max(1, self.config.steps // PROGRESS_LINES) == 0 or state.step in (1, self.config.steps):
+            facts = {name: float(f"{state.metrics[name]:.4g}") for name in SHOWN if name in state.metrics}
+            progress.report("train", state.step, self.config.steps, "steps", **facts)
 
     def _metrics(self, result: StepResult, samples_per_second: float) -> dict[str, float]:
+        times = {f"seconds/{phase}": seconds for phase, seconds in self.train_step.times.take().items()}
+        if self.place.device.type == "cuda":
+            times["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.place.device) / 2**30
         return {
             **result.metrics(),
+            **times,
             "samples_per_second": samples_per_second,
+            "samples_seen": self.state.samples_seen,
+            "skipped_steps": self.state.skipped,
+            "workers": self.place.ranks,
             "learning_rate": self.engine.learning_rate,
         }
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint."""
+        """Write a checkpoint on rank 0. Every rank calls it: the weights are gathered."""
         self.state.variation = self.variation.state_dict()
-        self.engine.save(folder)
-        if self.place.rank == 0:
-            self.state.save(folder)
-            (folder / "deepspeed.json").write_text(json.dumps(self.engine.settings, indent=2) + "\n")
-            (folder / "run_config.yaml").write_text(self.job.config.to_yaml())
+        self.state.scaler, self.state.updates = self.engine.scaler, self.engine.updates
+        checkpoint.save(folder, self.engine, self.state, self.job.config, write=self.place.rank == 0)
 
     def load(self, folder: Path) -> None:
-        """Continue from the checkpoint of all ranks in ``folder``.
+        """Continue from the checkpoint in ``folder``, whatever number of ranks wrote it.
 
         Raises:
-            TrainError: it was made with another seed, from other data or by another number of workers.
+            TrainError: it was made with another seed, from other data or of another model.
         """
         state = TrainState.load(folder)
         state.check_resumable(self.state)
-        self.engine.load(folder)
+        checkpoint.load(folder, self.engine, state)
         if state.variation is not None:
             self.variation.load_state_dict(state.variation)
         self.state = state
@@ -128,3 +188,11 @@ class Training:
                 self.place.picture(path, self.state.step)
         if dist.is_initialized():
             dist.barrier()
+
+    def _out_of_memory(self) -> str:
+        config = self.config
+        return (
+            f"out of memory at step {self.state.step + 1} with train.micro_batch_size={config.micro_batch_size}: lower "
+            "it (more is accumulated, the training is the same), or set train.gradient_checkpointing=true, "
+            f"train.offload_optimizer=true or a train.zero_stage above {config.zero_stage}"
+        )

@@ -17,7 +17,7 @@ class TrainError(ValueError):
 
 
 class DivergenceError(TrainError):
-    """The loss is not finite."""
+    """The loss or its gradient is not finite, again and again."""
 
 
 @dataclass
@@ -25,10 +25,13 @@ class TrainState:
     """The cursor is ``samples_seen``: data order and every random draw follow from it and the seed."""
 
     seed: int
-    workers: int
     data: str  # digest of the ingested shards
     step: int = 0
     samples_seen: int = 0
+    updates: int = 0  # of the optimizer: steps less those that were skipped
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_row: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)  # of the loss scaling
     variation: VariationState | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # of the last step
 
@@ -45,8 +48,7 @@ class TrainState:
         """Refuse a checkpoint that the run ``now`` can't continue.
 
         Raises:
-            TrainError: made with another seed, from other data, or by another number of workers (the optimizer is
-                sharded over them).
+            TrainError: made with another seed or from other data.
         """
         if self.seed != now.seed:
             raise TrainError(f"the checkpoint was made with seed={self.seed}, this run has seed={now.seed}")
@@ -54,10 +56,4 @@ class TrainState:
             raise TrainError(
                 f"the checkpoint at step {self.step} was made before `smooth ingest retry` changed the data; "
                 "set another seed, or delete the stage's folder to start over"
-            )
-        if self.workers != now.workers:
-            raise TrainError(
-                f"the checkpoint at step {self.step} is sharded over {self.workers} workers, this run has "
-                f"train.workers={now.workers}; set train.workers={self.workers}, or delete the stage's folder to start "
-                "over"
             )

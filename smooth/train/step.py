@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from smooth.diffusion.objective import denoising_loss
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation, global_mean
 from smooth.train.engine import Engine
-from smooth.train.state import DivergenceError
+from smooth.train.times import StepTimes
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,21 @@ class StepResult:
 
     loss: float
     loss_base: float
+    gradient_norm: float
+    updated: bool  # False: the gradient is not finite, and the weights are as they were
     regularizer: float | None = None
     norm: float | None = None
     target: float | None = None
     difference_error: float | None = None  # relative; how far the difference quotients are from the norms
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is."""
+        return math.isfinite(self.loss)
+
     def metrics(self) -> dict[str, float]:
         """The values that exist, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None and name != "updated"}
 
 
 class TrainingStep:
@@ -42,41 +49,43 @@ class TrainingStep:
         self.engine = engine
         self.schedule = schedule
         self.variation = variation
+        self.times = StepTimes(engine.device)
 
-    def __call__(self, micro_batches: Sequence[Batch], step: int) -> StepResult:
-        """Train on one global batch and return its means; ``step`` counts from 1.
+    def __call__(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """Train on one global batch and return its means.
 
-        Raises:
-            DivergenceError: a loss is not finite (on any rank); the weights are left as they were.
+        A gradient that is not finite, on any rank, leaves weights, optimizer and target as they were.
         """
         batches = [batch.to(self.engine.device) for batch in micro_batches]
-        due = [self.variation.is_due((step - 1) * len(batches) + number) for number in range(len(batches))]
-        if any(due) and self.variation.target is None:
+        if self.variation.weight > 0 and self.variation.target is None:
             self._start_target(batches)
-        base_losses, regularizers = [], []
-        for number, batch in enumerate(batches):
-            output, estimate = self._forward(batch, due[number])
-            base = denoising_loss(output, self.schedule.target(batch.latents, batch.noise, batch.timesteps))
-            loss = base.mean()
-            regularizer = None
-            if estimate is not None:
-                penalty = self.variation.penalty(estimate.norms)
-                regularizer = torch.stack([penalty, estimate.norms, estimate.error], dim=1)
-                loss = loss + self.variation.weight * penalty.mean()
-                del penalty
-            self.engine.backward(loss)
-            base_losses.append(base.detach())
-            regularizers.append(None if regularizer is None else regularizer.detach())
-            del output, estimate, loss, regularizer
-            if number + 1 < len(batches):
-                self.engine.step()
-        result = self._result(torch.cat(base_losses), [values for values in regularizers if values is not None])
-        if not math.isfinite(result.loss):
-            raise self._divergence(step, batches, base_losses, regularizers)
-        self.engine.step()
-        if result.norm is not None:
+        self.times.mark("start")
+        rows, updated = [], True
+        for batch in batches:
+            rows.append(self._micro_step(batch))
+            updated = self.engine.step()
+            self.times.mark("optimizer")
+        self.rows = torch.cat(rows)  # kept to find the samples at fault
+        result = self._result(self.rows, updated)
+        if result.norm is not None and result.updated:
             self.variation.update(result.norm)
         return result
+
+    def _micro_step(self, batch: Batch) -> Tensor:
+        """Add a micro-batch's gradients; return (base loss, 0, 0, 0, 0) or (base, 1, penalty, norm, error) rows."""
+        output, estimate = self._forward(batch)
+        base = denoising_loss(output, self.schedule.target(batch.latents, batch.noise, batch.timesteps))
+        loss, rows = base.mean(), base.new_zeros(len(base), 5)
+        rows[:, 0] = base.detach()
+        if estimate is not None:
+            penalty = self.variation.penalty(estimate.norms)
+            loss = loss + self.variation.weight * penalty.mean()
+            rows[:, 1:] = torch.stack(
+                [torch.ones_like(base), penalty.detach(), estimate.norms.detach(), estimate.error.detach()], dim=1
+            )
+        self.engine.backward(loss)
+        self.times.mark("backward")
+        return rows
 
     def _start_target(self, batches: Sequence[Batch]) -> None:
         """Give the target its first value, the mean of the first batch, by one pass ahead of the first step."""
@@ -85,56 +94,60 @@ class TrainingStep:
         (mean,) = global_mean(norms[:, None])
         self.variation.update(mean)
 
-    def _forward(self, batch: Batch, regularized: bool) -> tuple[Tensor, Estimate | None]:
+    def _forward(self, batch: Batch) -> tuple[Tensor, Estimate | None]:
         """The network's output, and the estimate that it came with on a regularized micro-step."""
         denoise = self._denoise(batch, self.engine)
-        if not regularized:
-            return denoise(batch.noise)[0], None
+        # Micro-steps are counted over all ranks, so that any number of them regularizes the same samples.
+        if not self.variation.is_due(int(batch.indices[0]) // len(batch.indices)):
+            output = denoise(batch.noise)[0]
+            self.times.mark("forward")
+            return output, None
         probe = None if self.engine.probe is None else self._denoise(batch, self.engine.probe)
-        estimate = self.variation.estimator(denoise, batch.noise, batch.direction, probe)
+        estimate = self.variation.estimator(self._timed(denoise), batch.noise, batch.direction, probe)
+        self.times.mark("regularizer")
         return estimate.output, estimate
+
+    def _timed(self, denoise: Denoise) -> Denoise:
+        """Take the first pass for the step's own and all that follows for the regularizer's."""
+        passes = 0
+
+        def timed(noise: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal passes
+            result = denoise(noise)
+            self.times.mark("regularizer" if passes else "forward")
+            passes += 1
+            return result
+
+        return timed
 
     def _denoise(self, batch: Batch, network: Denoiser) -> Denoise:
         return denoise_from(network, self.schedule, batch.latents, batch.timesteps, batch.text)
 
-    def _result(self, base_losses: Tensor, regularizers: list[Tensor]) -> StepResult:
-        """The step's means over all ranks; ``regularizers`` holds (penalty, norm, error) rows of micro-batches."""
-        if not regularizers:
-            (base,) = global_mean(base_losses[:, None])
-            return StepResult(loss=base, loss_base=base)
-        values = torch.cat(regularizers)
-        (base,) = global_mean(base_losses[:, None])
-        penalty, norm, error = global_mean(values)
-        share = len(values) / len(base_losses)
-        return StepResult(
-            loss=base + self.variation.weight * share * penalty,
+    def _result(self, rows: Tensor, updated: bool) -> StepResult:
+        """The step's means over all ranks of the rows of :meth:`_micro_step`."""
+        base, share, penalty, norm, error = global_mean(rows)
+        result = StepResult(
+            loss=base + self.variation.weight * penalty,
             loss_base=base,
-            regularizer=penalty,
-            norm=norm,
+            gradient_norm=self.engine.gradient_norm,
+            updated=updated,
+        )
+        if not share:
+            return result
+        return replace(
+            result,
+            regularizer=penalty / share,
+            norm=norm / share,
             target=self.variation.target,
-            difference_error=error,
+            difference_error=error / share,
         )
 
-    def _divergence(
-        self,
-        step: int,
-        batches: Sequence[Batch],
-        base_losses: Sequence[Tensor],
-        regularizers: Sequence[Tensor | None],
-    ) -> DivergenceError:
-        """The error, with the samples at fault gathered from all ranks."""
-        bad: list[int] = []
-        for batch, base, values in zip(batches, base_losses, regularizers, strict=True):
-            finite = base.isfinite()
-            if values is not None:
-                finite = finite & values[:, 0].isfinite()
-            bad += batch.indices[~finite.cpu()].tolist()
+    def samples_at_fault(self, batches: Sequence[Batch]) -> list[int]:
+        """Indices of the last global batch's samples whose loss is not finite, of all ranks. Every rank calls it."""
+        indices = torch.cat([batch.indices for batch in batches])
+        bad: list[int] = indices[~self.rows.isfinite().all(dim=1).cpu()].tolist()
         gathered: list[list[int]] = [bad]
         if dist.is_initialized():
             gathered = [[] for _ in range(dist.get_world_size())]
             dist.all_gather_object(gathered, bad)
-        samples = sorted(index for part in gathered for index in part)
-        return DivergenceError(
-            f"the loss is not finite at step {step}, sample indices {samples}. Lower train.learning_rate or "
-            f"train.variation.weight, or use train.precision=fp32; the checkpoint before is kept"
-        )
+        return sorted(index for part in gathered for index in part)

@@ -102,7 +102,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--pictures", type=int, default=4096, help="shards of whole batches, as large ones nearly are")
     parser.add_argument("--shards", type=int, default=8, help="an even number")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--preset", default="tiny")

@@ -13,12 +13,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from smooth.config import TrainConfig, VariationConfig
 from smooth.diffusion.variation import StepwiseVariation
 from smooth.models import lora
-from smooth.train.engine import Engine
+from smooth.train.engine import start_engine
 from tests.numerics.networks import Draws, adapted, caller, flat, loss_of, relative, schedule, unet
 
 RANKS = 2
@@ -56,17 +55,10 @@ def _plain_gradient(estimator: str, parts: list[Draws], separate: bool = False) 
     return flat(parameter.grad for parameter in network.parameters())
 
 
-def _ddp_gradient(estimator: str) -> Tensor:
-    network = adapted(_network())
-    parallel = DistributedDataParallel(network)
-    loss_of(caller(parallel), _parts()[dist.get_rank()], schedule(), _variation(estimator)).backward()
-    return flat(parameter.grad for parameter in network.parameters())
-
-
-def _zero_gradient(stage: int, estimator: str) -> Tensor:
+def _gradient(stage: int, estimator: str) -> Tensor:
+    """The gradient in an engine; stage 0 is plain DDP."""
     from deepspeed.utils import safe_get_full_grad
 
-    network = _network()
     config = TrainConfig.model_validate(
         {
             "global_batch_size": SAMPLES,
@@ -77,13 +69,13 @@ def _zero_gradient(stage: int, estimator: str) -> Tensor:
             "variation": {"estimator": estimator},
         }
     )
-    engine = Engine(network, config, seed=0, device=torch.device("cpu"))
+    engine = start_engine(_network(), config, seed=0, device=torch.device("cpu"))
     mine = _parts()[dist.get_rank() :: dist.get_world_size()]
     for number, part in enumerate(mine, start=1):
         engine.backward(loss_of(engine, part, schedule(), _variation(estimator), engine.probe))
         if number < len(mine):
             engine.step()
-    return flat(safe_get_full_grad(parameter) for parameter in network.parameters() if parameter.requires_grad)
+    return flat(safe_get_full_grad(parameter) for parameter in engine.parameters.values())
 
 
 def _rank(rank: int, port: int, folder: str, cases: list[tuple[str, str]], ranks: int) -> None:
@@ -94,7 +86,7 @@ def _rank(rank: int, port: int, folder: str, cases: list[tuple[str, str]], ranks
     lora.add_lora = lambda network, *_: [p for p in adapted(network).parameters() if p.requires_grad]
     dist.init_process_group("gloo")
     for wrapper, estimator in cases:
-        gradient = _ddp_gradient(estimator) if wrapper == "ddp" else _zero_gradient(int(wrapper[-1]), estimator)
+        gradient = _gradient(WRAPPERS.index(wrapper), estimator)
         if rank == 0:
             torch.save(gradient, Path(folder, f"{wrapper}-{estimator}"))
     dist.destroy_process_group()
@@ -112,7 +104,6 @@ def _run(folder: Path, cases: list[tuple[str, str]], ranks: int) -> dict[tuple[s
 
 # A difference divides the rounding of the forward pass, which depends on the batch's shape, by its step.
 TOLERANCES = {"double_backward": 1e-5, "central_difference": 1e-3, "one_sided_difference": 5e-3}
-ZERO_CASES = [case for case in CASES if case[0] != "ddp"]
 Gradients = dict[tuple[str, str], Tensor]
 
 
@@ -133,10 +124,10 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
 @pytest.fixture(scope="module")
 def accumulated(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
     """One rank, which takes the two micro-batches one after another."""
-    return _run(tmp_path_factory.mktemp("rank") / "one", ZERO_CASES, 1)
+    return _run(tmp_path_factory.mktemp("rank") / "one", CASES, 1)
 
 
-@pytest.mark.parametrize("case", ZERO_CASES, ids="-".join)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_two_ranks_give_the_gradient_of_one(
     two_ranks: Gradients, accumulated: Gradients, case: tuple[str, str]
 ) -> None:

@@ -10,7 +10,7 @@ from smooth.train.state import TrainError, TrainState
 
 
 def test_state_survives_a_folder(tmp_path: Path) -> None:
-    state = TrainState(seed=3, workers=2, data="a", step=7, samples_seen=56, variation={"target": 0.25, "count": 8})
+    state = TrainState(seed=3, data="a", step=7, samples_seen=56, variation={"target": 0.25, "count": 8})
     state.save(tmp_path)
     assert TrainState.load(tmp_path) == state
 
@@ -18,13 +18,12 @@ def test_state_survives_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        (TrainState(seed=4, workers=2, data="a"), "made with seed=3, this run has seed=4"),
-        (TrainState(seed=3, workers=2, data="b"), "`smooth ingest retry` changed the data"),
-        (TrainState(seed=3, workers=1, data="a"), r"sharded over 2 workers.*set train\.workers=2"),
+        (TrainState(seed=4, data="a"), "made with seed=3, this run has seed=4"),
+        (TrainState(seed=3, data="b"), "`smooth ingest retry` changed the data"),
     ],
 )
-def test_another_seed_data_set_or_number_of_workers_is_refused(now: TrainState, message: str) -> None:
-    state = TrainState(seed=3, workers=2, data="a")
-    state.check_resumable(TrainState(seed=3, workers=2, data="a", step=9))
+def test_another_seed_or_data_set_is_refused(now: TrainState, message: str) -> None:
+    state = TrainState(seed=3, data="a")
+    state.check_resumable(TrainState(seed=3, data="a", step=9))
     with pytest.raises(TrainError, match=message):
         state.check_resumable(now)

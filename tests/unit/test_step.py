@@ -1,5 +1,7 @@
 """One training step on one process, with a linear network in the engine's place."""
 
+import math
+import time
 from dataclasses import replace
 from typing import cast
 
@@ -12,7 +14,6 @@ from smooth.data.loader import Batch
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation
 from smooth.train.engine import Engine
-from smooth.train.state import DivergenceError
 from smooth.train.step import TrainingStep
 
 SHAPE = (1, 3, 3)
@@ -31,6 +32,7 @@ class PlainEngine:
             self.layer.bias.zero_()
         self.micro_steps = micro_steps
         self.ended = 0
+        self.gradient_norm = 0.0
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         return self.layer(noisy.flatten(1)).reshape(noisy.shape)
@@ -38,21 +40,28 @@ class PlainEngine:
     def backward(self, loss: Tensor) -> None:
         (loss / self.micro_steps).backward()
 
-    def step(self) -> None:
+    def step(self) -> bool:
         self.ended += 1
-        if self.ended % self.micro_steps == 0:
-            with torch.no_grad():
-                for parameter in self.layer.parameters():
-                    assert parameter.grad is not None
+        if self.ended % self.micro_steps:
+            return True
+        self.gradient_norm = float(
+            nn.utils.get_total_norm([p.grad for p in self.layer.parameters() if p.grad is not None])
+        )
+        finite = math.isfinite(self.gradient_norm)
+        with torch.no_grad():
+            for parameter in self.layer.parameters():
+                assert parameter.grad is not None
+                if finite:
                     parameter -= 0.1 * parameter.grad
-                    parameter.grad = None
+                parameter.grad = None
+        return finite
 
 
-def _batch(count: int = 4) -> Batch:
+def _batch(count: int = 4, first: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(0)
     latents, noise, direction = torch.randn(3, count, *SHAPE, generator=generator).unbind()
     timesteps = torch.arange(count) * 20
-    return Batch(latents, noise, timesteps, direction / 3, torch.zeros(count, 1, 1), torch.arange(100, 100 + count))
+    return Batch(latents, noise, timesteps, direction / 3, torch.zeros(count, 1, 1), torch.arange(first, first + count))
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
@@ -69,15 +78,15 @@ def _step(engine: PlainEngine, weight: float, every: int = 1) -> TrainingStep:
 def test_accumulating_micro_steps_equals_the_whole_batch_at_once() -> None:
     whole, split = PlainEngine(1), PlainEngine(4)
     steps = {1: _step(whole, weight=0.5), 4: _step(split, weight=0.5)}
-    for number in (1, 2, 3):
-        results = [steps[parts](_split(_batch(), parts), number) for parts in (1, 4)]
+    for _ in range(3):
+        results = [steps[parts](_split(_batch(), parts)) for parts in (1, 4)]
         assert results[0].metrics() == pytest.approx(results[1].metrics(), rel=1e-4, abs=1e-4)
     torch.testing.assert_close(whole.layer.weight, split.layer.weight)
     assert steps[1].variation.target == pytest.approx(steps[4].variation.target)
 
 
 def test_first_target_is_the_first_mean_and_loss_is_the_weighted_sum() -> None:
-    result = _step(PlainEngine(1), weight=0.5)([_batch()], 1)
+    result = _step(PlainEngine(1), weight=0.5)([_batch()])
     assert result.target == pytest.approx(result.norm)
     assert result.regularizer is not None
     assert result.loss == pytest.approx(result.loss_base + 0.5 * result.regularizer)
@@ -85,36 +94,49 @@ def test_first_target_is_the_first_mean_and_loss_is_the_weighted_sum() -> None:
 
 def test_without_weight_the_regularizer_is_neither_computed_nor_reported() -> None:
     step = _step(PlainEngine(1), weight=0)
-    assert step([_batch()], 1).metrics().keys() == {"loss", "loss_base"}
+    assert step([_batch()]).metrics().keys() == {"loss", "loss_base", "gradient_norm"}
     assert step.variation.target is None
 
 
-def test_lazy_steps_carry_the_weight_of_those_between() -> None:
-    batch, engine = _batch(), PlainEngine(1)
+def test_lazy_micro_steps_carry_the_weight_of_those_between() -> None:
+    engine = PlainEngine(1)
     lazy = _step(engine, weight=0.5, every=2)
-    first, second, third = (lazy([batch], number) for number in (1, 2, 3))
+    first, second, third = (lazy([_batch(first=4 * number)]) for number in range(3))
     assert first.regularizer is not None
     assert third.regularizer is not None
     assert first.loss == pytest.approx(first.loss_base + 2 * 0.5 * first.regularizer)
-    assert second.metrics().keys() == {"loss", "loss_base"}
+    assert second.metrics().keys() == {"loss", "loss_base", "gradient_norm"}
     assert lazy.variation.count == 3  # the start, and the two regularized steps
     # Two micro-steps, the first of them regularized, are the whole batch with the weight on its first half.
-    split = _step(PlainEngine(2), weight=0.5, every=2)([*_split(batch, 2)], 1)
+    split = _step(PlainEngine(2), weight=0.5, every=2)(_split(_batch(), 2))
     assert split.regularizer is not None
     assert split.loss == pytest.approx(split.loss_base + 0.5 * split.regularizer)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples(weight: float) -> None:
+def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_samples(weight: float) -> None:
     engine = PlainEngine(2)
     step = _step(engine, weight)
-    step(_split(_batch(), 2), 1)
-    before = engine.layer.weight.detach().clone()
-    target = step.variation.target
-    broken = _batch()
+    step(_split(_batch(), 2))
+    before, target = engine.layer.weight.detach().clone(), step.variation.target
+    broken = _batch(first=100)
     latents = broken.latents.clone()
     latents[2, 0, 0, 0] = torch.inf
-    with pytest.raises(DivergenceError, match=r"step 7, sample indices \[102\]"):
-        step(_split(replace(broken, latents=latents), 2), 7)
+    batches = _split(replace(broken, latents=latents), 2)
+    result = step(batches)
+    assert not result.updated
+    assert not result.is_finite
+    assert step.samples_at_fault(batches) == [102]
     assert torch.equal(engine.layer.weight, before)
     assert step.variation.target == target
+    assert step(_split(_batch(), 2)).updated
+
+
+def test_the_time_of_a_step_is_that_of_its_phases() -> None:
+    step = _step(PlainEngine(2), weight=0.5)
+    started = time.perf_counter()
+    step(_split(_batch(), 2))
+    whole, phases = time.perf_counter() - started, step.times.take()
+    assert set(phases) == {"forward", "regularizer", "backward", "optimizer"}
+    assert 0 < sum(phases.values()) < whole
+    assert step.times.take() == {}
