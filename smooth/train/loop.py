@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from torch import distributed as dist
 
 from smooth import progress, store
 from smooth.data.dataset import LatentsDataset
-from smooth.data.loader import LatentLoader
+from smooth.data.loader import Batch, LatentLoader
+from smooth.data.readahead import ReadAhead
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation
 from smooth.models.lora import save_lora
@@ -59,30 +62,40 @@ class Training:
         if restore is not None:
             self.load(restore)
         config = self.job.config.train
-        while self.state.step < config.steps:
-            self.advance()
-            last = self.state.step == config.steps
-            if self.state.step % config.checkpoint_every == 0 or last:
-                self.place.checkpoint(self.save, self.state.step)
-            if self.state.step % config.validate_every == 0 or last:
-                self.validate()
+        with ReadAhead(self._micro_batches, count(self.state.samples_seen, config.global_batch_size)) as batches:
+            while self.state.step < config.steps:
+                self.advance(batches)
+                last = self.state.step == config.steps
+                if self.state.step % config.checkpoint_every == 0 or last:
+                    self.place.checkpoint(self.save, self.state.step)
+                if self.state.step % config.validate_every == 0 or last:
+                    self.validate()
         weights = self.engine.lora_weights()
         if self.place.rank == 0:
             save_lora(self.job.folder, weights, self.engine.unet)
         return self.state
 
-    def advance(self) -> None:
-        """One optimizer step and its log."""
+    def _micro_batches(self, samples_seen: int) -> list[Batch]:
+        """This rank's share of the global batch that starts at ``samples_seen``."""
+        config = self.job.config.train
+        return self.loader.micro_batches(
+            samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
+        )
+
+    def advance(self, batches: Iterator[list[Batch]]) -> None:
+        """One optimizer step, on the next of ``batches``, and its log."""
         started = time.monotonic()
         state, config = self.state, self.job.config.train
-        batches = self.loader.micro_batches(
-            state.samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
-        )
-        embedded = [replace(batch, text=self.embed(batch.text)) for batch in batches]
+        micro_batches = next(batches)
+        waited = time.monotonic() - started
+        embedded = [replace(batch, text=self.embed(batch.text)) for batch in micro_batches]
         result = self.train_step(embedded, state.step + 1)
         state.step += 1
         state.samples_seen += config.global_batch_size
-        state.metrics = self._metrics(result, config.global_batch_size / (time.monotonic() - started))
+        state.metrics = {
+            **self._metrics(result, config.global_batch_size / (time.monotonic() - started)),
+            "data_wait_seconds": waited,
+        }
         if self.place.rank == 0:
             self.place.log(state.metrics, state.step)
             if state.step % max(1, config.steps // PROGRESS_LINES) == 0 or state.step in (1, config.steps):
