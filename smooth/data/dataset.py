@@ -114,6 +114,10 @@ class LatentsDataset:
         for group in groups:
             self._future(group)
 
+    def close(self) -> None:
+        """End the threads that read, and what they have not begun. No row can be read any more."""
+        self._readers.shutdown(cancel_futures=True)
+
     def _future(self, group: int) -> Future[_Rows]:
         with self._lock:
             if group in self._cache:

@@ -53,6 +53,7 @@ class LatentLoader:
     def batch(self, indices: Sequence[int]) -> Batch:
         """The samples ``indices`` of the run. For one thread at a time."""
         samples = [self._sample(index) for index in indices]
+        self._read_ahead(indices[-1])
         latents, noise, direction, text = (torch.stack(part) for part in list(zip(*samples, strict=True))[:4])
         return Batch(
             latents=latents,
@@ -88,12 +89,19 @@ class LatentLoader:
         )
 
     def _row_number(self, index: int) -> int:
-        """The sample's row. Where a window begins, its row groups and those of the next one begin to be read."""
+        """The sample's row. Where a window begins, what is not there of it begins to be read."""
         window = self.order.window(index)
         if window is not self._window:
             self._window = window
-            self.dataset.read_ahead([*window.groups, *self.order.window(window.end).groups])
+            self.dataset.read_ahead(window.groups)
         return int(window.rows[index - window.first])
+
+    def _read_ahead(self, index: int) -> None:
+        """Have the next window read by the middle of the one of ``index``, bit by bit: a core may be all there is."""
+        window = self.order.window(index)
+        groups = self.order.window(window.end).groups
+        done = (index + 1 - window.first) / len(window.rows)
+        self.dataset.read_ahead(groups[: math.ceil(2 * done * len(groups))])
 
     def _normal(self, index: int, stream: int) -> Tensor:
         draw = self._draws(index, stream)

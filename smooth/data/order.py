@@ -21,7 +21,7 @@ class Window:
 
     first: int  # global index of the sample that has the first row
     rows: Numbers  # row numbers
-    groups: Numbers  # the row groups that hold them
+    groups: Numbers  # the row groups that hold them, in the order of their first rows here
 
     @property
     def end(self) -> int:
@@ -87,5 +87,8 @@ class Order:
         groups = groups[cuts.groups[number] : cuts.groups[number + 1]]
         if number:  # each window has a stretch of 2**128 draws; the first goes on where the permutation ended
             draw = np.random.Generator(cast(np.random.Philox, draw.bit_generator).jumped(number))
-        rows = np.concatenate([np.arange(self.starts[group], self.starts[group + 1]) for group in groups])
-        return Window(epoch * int(self.starts[-1]) + cuts.rows[number], draw.permutation(rows), groups)
+        rows = draw.permutation(
+            np.concatenate([np.arange(self.starts[group], self.starts[group + 1]) for group in groups])
+        )
+        groups, firsts = np.unique(np.searchsorted(self.starts, rows, side="right") - 1, return_index=True)
+        return Window(epoch * int(self.starts[-1]) + cuts.rows[number], rows, groups[np.argsort(firsts)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -62,7 +63,8 @@ class Training:
         if restore is not None:
             self.load(restore)
         config = self.job.config.train
-        with ReadAhead(self._micro_batches, count(self.state.samples_seen, config.global_batch_size)) as batches:
+        firsts = count(self.state.samples_seen, config.global_batch_size)
+        with closing(self.loader.dataset), ReadAhead(self._micro_batches, firsts) as batches:
             while self.state.step < config.steps:
                 self.advance(batches)
                 last = self.state.step == config.steps

@@ -50,7 +50,7 @@ def test_any_place_is_that_of_the_whole_epoch(window_rows: int) -> None:
         assert Order(5, STARTS, window_rows).row_number(int(index)) == wanted[index]
 
 
-def test_windows_follow_each_other_and_name_the_groups_of_their_rows() -> None:
+def test_windows_follow_each_other_and_name_their_groups_in_the_order_of_use() -> None:
     order = Order(5, STARTS, 40)
     index = 0
     while index < 3 * ROWS:
@@ -58,6 +58,8 @@ def test_windows_follow_each_other_and_name_the_groups_of_their_rows() -> None:
         assert window.first == index
         held = [row for group in window.groups for row in range(STARTS[group], STARTS[group + 1])]
         assert sorted(window.rows) == sorted(held)
+        visited = [int(np.searchsorted(STARTS, row, side="right")) - 1 for row in window.rows]
+        assert window.groups.tolist() == list(dict.fromkeys(visited))
         assert len(held) < 40 + 16
         assert order.window(window.end - 1) is window
         index = window.end
