@@ -106,7 +106,7 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     with Image.open(Path(folder, uninterrupted["pictures"][0])) as picture:
         assert picture.size == (256, 128)
     assert RunConfig.load(str(Path(folder, "run_config.yaml"))).train.steps == STEPS
-    for metric in ("loss", "loss_base", "regularizer", "norm", "target", "samples_per_second", "learning_rate"):
+    for metric in ("loss", "regularizer", "norm", "target", "samples_per_second", "learning_rate", "seconds/data_wait"):
         assert sorted(runner.history(uninterrupted, metric)) == list(range(1, STEPS + 1)), metric
     history = {
         name: runner.history(uninterrupted, name) for name in ("loss", "loss_base", "regularizer", "norm", "target")
