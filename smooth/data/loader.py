@@ -90,17 +90,17 @@ class LatentLoader:
         )
 
     def _row_number(self, index: int) -> int:
-        """The sample's row. Where a window begins, what is not there of it begins to be read."""
+        """The sample's row. Where its window is another than before, what it still needs begins to be read."""
         window = self.order.window(index)
         if window is not self._window:
             self._window = window
-            self.dataset.read_ahead(window.groups)
+            self.dataset.read_ahead(self.order.groups(index))
         return int(window.rows[index - window.first])
 
     def _read_ahead(self, index: int) -> None:
         """Have the next window read by the middle of the one of ``index``, bit by bit: a core may be all there is."""
         window = self.order.window(index)
-        groups = self.order.window(window.end).groups
+        groups = self.order.groups(window.end)
         done = (index + 1 - window.first) / len(window.rows)
         self.dataset.read_ahead(groups[: math.ceil(2 * done * len(groups))])
 

@@ -21,7 +21,6 @@ class Window:
 
     first: int  # global index of the sample that has the first row
     rows: Numbers  # row numbers
-    groups: Numbers  # the row groups that hold them, in the order of their first rows here
 
     @property
     def end(self) -> int:
@@ -55,6 +54,7 @@ class Order:
         self.window_rows = window_rows
         self._epoch = lru_cache(maxsize=2)(self._cut)
         self._window = lru_cache(maxsize=4)(self._shuffle)
+        self.groups = lru_cache(maxsize=4)(self._groups)
 
     def row_number(self, index: int) -> int:
         """Which row of the data set global sample ``index`` is."""
@@ -65,6 +65,13 @@ class Order:
         """The window that global sample ``index`` lies in."""
         epoch, place = divmod(index, int(self.starts[-1]))
         return self._window(epoch, bisect_right(self._epoch(epoch).rows, place) - 1)
+
+    def _groups(self, index: int) -> Numbers:
+        """The row groups that samples from ``index`` to the end of its window need, in the order of their use."""
+        window = self.window(index)
+        rows = window.rows[index - window.first :]
+        groups, firsts = np.unique(np.searchsorted(self.starts, rows, side="right") - 1, return_index=True)
+        return groups[np.argsort(firsts)]
 
     def _permute(self, epoch: int) -> tuple[np.random.Generator, Numbers]:
         """The row groups in the order of an epoch, and the generator that they were drawn from."""
@@ -90,5 +97,4 @@ class Order:
         rows = draw.permutation(
             np.concatenate([np.arange(self.starts[group], self.starts[group + 1]) for group in groups])
         )
-        groups, firsts = np.unique(np.searchsorted(self.starts, rows, side="right") - 1, return_index=True)
-        return Window(epoch * int(self.starts[-1]) + cuts.rows[number], rows, groups[np.argsort(firsts)])
+        return Window(epoch * int(self.starts[-1]) + cuts.rows[number], rows)

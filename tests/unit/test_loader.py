@@ -211,7 +211,7 @@ def test_memory_holds_two_windows_and_each_group_is_read_once_an_epoch(
         assert sum(len(rows.moments) for rows in held) <= 2 * (window + 16)
         here = loader.order.window(first + 4)
         if first + 5 - here.first >= len(here.rows) / 2:
-            assert loader.dataset._cache.keys() >= set(loader.order.window(here.end).groups)
+            assert loader.dataset._cache.keys() >= set(loader.order.groups(here.end))
     # Behind the third epoch's end lies the first window of the fourth, read ahead.
     groups = len(loader.dataset.starts) - 1
     assert len(read) <= (groups if window > ROWS else 3 * groups + 2)
