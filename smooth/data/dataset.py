@@ -64,6 +64,8 @@ class LatentsDataset:
         """
         manifest = store.read_manifest(folder)
         self.ingested: str = manifest["ingest"]
+        # Digests of the networks that encoded it, see :func:`smooth.data.encoder.network_hashes`.
+        self.networks: dict[str, str] = {name: manifest[name] for name in ("vae", "text_encoder") if name in manifest}
         self.latent_shape: tuple[int, int, int] = tuple(manifest["latent_shape"])
         self.text_shape: tuple[int, ...] = tuple(manifest["text_shape"])
         self.scaling_factor = float(manifest["scaling_factor"])

@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import distributed as dist
 
 from smooth import progress, store
 from smooth.data.dataset import LatentsDataset
+from smooth.data.encoder import network_hashes
 from smooth.data.loader import Batch, LatentLoader
 from smooth.data.readahead import ReadAhead
 from smooth.diffusion.schedule import NoiseSchedule
@@ -27,7 +29,7 @@ from smooth.train import checkpoint
 from smooth.train.engine import start_engine
 from smooth.train.job import Place, TrainJob
 from smooth.train.optimizer import learning_rate
-from smooth.train.state import DivergenceError, TrainState
+from smooth.train.state import DivergenceError, TrainError, TrainState
 from smooth.train.step import StepResult, TrainingStep
 from smooth.train.text import embedder
 from smooth.train.validation import Validator
@@ -50,6 +52,7 @@ class Training:
         self.vae = pipeline.vae.to(place.device) if place.rank == 0 else None
         schedule = NoiseSchedule(pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type)
         dataset = LatentsDataset(job.latents)
+        check_networks(dataset, pipeline, job)
         self.loader = LatentLoader(
             dataset, seed=config.seed, timesteps=schedule.steps, caption_dropout=config.train.caption_dropout
         )
@@ -217,4 +220,19 @@ class Training:
             f"out of memory at step {self.state.step + 1} with train.micro_batch_size={config.micro_batch_size}: lower "
             "it (more is accumulated, the training is the same), or set train.gradient_checkpointing=true, "
             f"train.offload_optimizer=true or a train.zero_stage above {config.zero_stage}"
+        )
+
+
+def check_networks(dataset: LatentsDataset, pipeline: StableDiffusionPipeline, job: TrainJob) -> None:
+    """Latents of another VAE mean other pictures, and texts of another encoder other words.
+
+    Raises:
+        TrainError: the data set was made by other networks than the base's.
+    """
+    now = network_hashes(pipeline)
+    other = [name for name, digest in dataset.networks.items() if now[name] != digest]
+    if other:
+        raise TrainError(
+            f"{job.latents} was made with another {' and '.join(other)} than that of model.base={job.base}; run the "
+            "latents stage for this base"
         )
