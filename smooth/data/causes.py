@@ -101,9 +101,9 @@ def _is_cut(data: bytes) -> bool:
     if data.startswith(b"\xff\xd8"):
         # Entropy-coded data escapes 0xFF, so these two byte pairs are real markers. An embedded
         # thumbnail has its own end marker, hence "an end after the last scan", not "an end".
-        return data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN)
+        return data.find(_JPEG_SCAN, max(data.rfind(_JPEG_END), 0)) >= 0
     if data.startswith(_PNG):
-        return _PNG_END not in data
+        return data.rfind(_PNG_END) < 0  # from the end, where it is
     if data.startswith(b"RIFF"):
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(b"GIF8"):

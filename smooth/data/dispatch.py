@@ -18,7 +18,7 @@ from smooth.data.guard import FetchPolicy
 SHARD_DIGITS = 5
 SHARD_TRIES = 2
 WORKER_DEATHS = 3  # of a worker that fetches the same shard; Ray starts it again elsewhere
-SHARDS_PER_PROCESS = 16  # decoders and fsspec leak over days; a fresh process costs the import of img2dataset
+ROWS_PER_PROCESS = 160_000  # decoders and fsspec leak over days; a fresh process costs the import of img2dataset
 
 
 class IngestError(RuntimeError):
@@ -54,19 +54,24 @@ def fetch(job: ShardJob) -> dict[str, Any]:
     return download(job)
 
 
-def fetch_shards(jobs: Iterable[ShardJob], processes: int, *, here: bool) -> Generator[dict[str, Any], None, None]:
+def fetch_shards(jobs: Iterable[ShardJob], config: IngestConfig) -> Generator[dict[str, Any], None, None]:
     """Yield what :func:`smooth.data.download.download` says of each shard, in the order in which they end.
 
-    At most ``processes`` tasks are at work; ``here`` keeps them on this machine. Closing the generator ends them.
+    At most ``config.processes`` tasks are at work. Closing the generator ends them.
 
     Raises:
         IngestError: shards failed ``SHARD_TRIES`` times; all others are finished then.
     """
     cluster.connect()
-    place = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False) if here else "DEFAULT"
+    node = ray.get_runtime_context().get_node_id()
+    # The built-in web is on this machine's loopback.
+    place = "DEFAULT" if config.demo_web is None else NodeAffinitySchedulingStrategy(node, soft=False)
     # A task, not an actor: an idle worker is used again with all that it has imported.
     task: Any = ray.remote(
-        num_cpus=1, max_retries=WORKER_DEATHS, max_calls=SHARDS_PER_PROCESS, scheduling_strategy=place
+        num_cpus=1,
+        max_retries=WORKER_DEATHS,
+        max_calls=max(1, ROWS_PER_PROCESS // config.shard_size),
+        scheduling_strategy=place,
     )(fetch)
     waiting, again = iter(jobs), list[ShardJob]()
     tries: Counter[int] = Counter()
@@ -74,7 +79,9 @@ def fetch_shards(jobs: Iterable[ShardJob], processes: int, *, here: bool) -> Gen
     running: dict[Any, ShardJob] = {}
     try:
         while True:
-            while len(running) < processes and (job := again.pop() if again else next(waiting, None)) is not None:
+            while (
+                len(running) < config.processes and (job := again.pop() if again else next(waiting, None)) is not None
+            ):
                 running[task.remote(job)] = job
             if not running:
                 break

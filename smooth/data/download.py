@@ -11,6 +11,8 @@ import contextlib
 import io
 import os
 import tempfile
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -26,11 +28,17 @@ from smooth.data.fetch import Fetcher
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import img2dataset.downloader
+import img2dataset.resizer
 from img2dataset.reader import Reader
 from img2dataset.resizer import Resizer
 from img2dataset.writer import WebDatasetSampleWriter
 
 SPOOLED_BYTES = 32 << 20  # pictures of a shard that wait in memory; more of them wait on disk
+# The resizer makes its transforms anew for each picture, which costs more than the resize itself; these are made once.
+# It works in one thread, and neither of them draws anything at random.
+TRANSFORMS = SimpleNamespace(
+    SmallestMaxSize=cache(img2dataset.resizer.A.SmallestMaxSize), CenterCrop=cache(img2dataset.resizer.A.CenterCrop)
+)
 
 
 class CheckedResizer:
@@ -129,8 +137,9 @@ def _download(job: ShardJob) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it talks at length
         (shard,) = reader
-    # It has no setting for this; it looks the name up at each call.
+    # It has no settings for these; it looks the names up at each call.
     img2dataset.downloader.download_image_with_retry = Fetcher(job.policy)
+    img2dataset.resizer.A = TRANSFORMS
     # Not its __call__, which prints the error and goes on.
     _downloader(job.config, job.folder, reader.column_list).download_shard(shard)
 

@@ -11,19 +11,19 @@ import http.client
 import io
 import random
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Self, cast
 
+from smooth.data.deadlines import Deadlines
 from smooth.data.guard import FetchPolicy, RefusedError, check_url, host_of
 from smooth.data.polite import Hosts, retry_after
 
 USER_AGENT = "img2dataset"  # tells a site who asks, and which X-Robots-Tag lines are meant for us
+AGENT = f"Mozilla/5.0 (compatible; {USER_AGENT})"
 ROBOTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 ASKS_FOR_TIME = frozenset({429, 503})  # statuses with which Retry-After is honoured
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -36,6 +36,11 @@ class Fetcher:
     def __init__(self, policy: FetchPolicy) -> None:
         self.policy = policy
         self.hosts = Hosts(policy.connections_per_host)
+        self._deadlines = Deadlines(policy.deadline_s)
+        self._opener = urllib.request.OpenerDirector()
+        errors = (urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
+        for handler in (_Web(), _Redirects(), *errors, urllib.request.UnknownHandler()):
+            self._opener.add_handler(handler)
 
     def __call__(self, row: tuple[int, str], **_ignored: Any) -> tuple[int, io.BytesIO | None, str | None]:
         """img2dataset's signature: (key, URL) => (key, body or None, error message or None)."""
@@ -73,94 +78,109 @@ class Fetcher:
             OSError, http.client.HTTPException, ValueError: the request failed.
         """
         check_url(url)
-        agent = f"Mozilla/5.0 (compatible; {USER_AGENT})"
-        request = urllib.request.Request(url, headers={"User-Agent": agent})  # noqa: S310  (its scheme was checked)
-        with _Web(self.policy, self.hosts) as web:
-            opener = urllib.request.OpenerDirector()
-            errors = (urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler())
-            for handler in (web, _Redirects(web), *errors, urllib.request.UnknownHandler()):
-                opener.add_handler(handler)
-            web.take_turn(host_of(url))
-            with web.deadline(), opener.open(request, timeout=self.policy.timeout_s) as response:
-                _check_headers(response.headers, self.policy.max_bytes)
-                return _read(response, self.policy.max_bytes)
+        with _Trip(self.policy, self.hosts) as trip:
+            trip.take_turn(host_of(url))
+            with self._deadlines.watch(trip.cut):
+                try:
+                    return self._body(_Request(url, trip))
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    if trip.late:
+                        raise RefusedError("too_slow") from None
+                    raise _plain_cause(error) from None
+
+    def _body(self, request: _Request) -> bytes:
+        with self._opener.open(request, timeout=self.policy.timeout_s) as response:
+            _check_headers(response.headers, self.policy.max_bytes)
+            body = _read(response, self.policy.max_bytes)
+        if request.trip.late:  # where a body has no announced length, a cut looks like its end
+            raise RefusedError("too_slow")
+        return body
 
 
-class _Plain(http.client.HTTPConnection):
-    web: _Web
-
-    def connect(self) -> None:
-        super().connect()
-        self.web.sockets.append(self.sock)
-
-
-class _Secure(http.client.HTTPSConnection):
-    web: _Web
-
-    def connect(self) -> None:
-        super().connect()
-        self.web.sockets.append(self.sock)
-
-
-class _Web(urllib.request.AbstractHTTPHandler):
-    """Opens the connection of each hop through the policy, and cuts them at the deadline of the whole."""
+class _Trip:
+    """One try to get a picture, redirects included: its place at a host, its connections, and whether it was cut."""
 
     def __init__(self, policy: FetchPolicy, hosts: Hosts) -> None:
-        super().__init__()
         self.policy = policy
-        self.hosts = hosts
         self.late = False
-        self.sockets: list[socket.socket] = []
-        self.turn = ExitStack()
+        self._hosts = hosts
+        self._turn = ExitStack()
+        self._sockets: list[socket.socket] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.turn.close()
+        self._turn.close()
 
     def take_turn(self, host: str, timeout_s: float | None = None) -> None:
         """Wait for a place at the host, and leave the one that an earlier hop took."""
-        self.turn.close()
-        self.hosts.wait(host)
-        self.turn.enter_context(self.hosts.slot(host, timeout_s))
+        self._turn.close()
+        self._hosts.wait(host)
+        self._turn.enter_context(self._hosts.slot(host, timeout_s))
+
+    def connected(self, connection: socket.socket) -> None:
+        """Take note of a connection, to cut it at the deadline.
+
+        Raises:
+            RefusedError: that has passed.
+        """
+        self._sockets.append(connection)
+        if self.late:
+            raise RefusedError("too_slow")
+
+    def cut(self) -> None:
+        """End every wait for bytes: a server that drips would never meet the socket's timeout."""
+        self.late = True
+        for connection in self._sockets:
+            with suppress(OSError):  # closed in the meantime
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Request(urllib.request.Request):
+    """A request that knows its trip, since the handlers below serve all threads."""
+
+    def __init__(self, url: str, trip: _Trip) -> None:
+        super().__init__(url, headers={"User-Agent": AGENT})
+        self.trip = trip
+
+
+class _Plain(http.client.HTTPConnection):
+    trip: _Trip
+
+    def connect(self) -> None:
+        super().connect()
+        self.trip.connected(self.sock)
+
+
+class _Secure(http.client.HTTPSConnection):
+    trip: _Trip
+
+    def connect(self) -> None:
+        super().connect()
+        self.trip.connected(self.sock)
+
+
+class _Web(urllib.request.AbstractHTTPHandler):
+    """Opens the connection of each hop through the policy."""
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(self._connection, _Plain), request)
+    def http_open(self, request: _Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(self._connection, _Plain, request.trip), request)
 
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(self._connection, _Secure), request)
+    def https_open(self, request: _Request) -> http.client.HTTPResponse:
+        return self.do_open(partial(self._connection, _Secure, request.trip), request)
 
-    def _connection(self, kind: type[_Plain | _Secure], host: str, **settings: Any) -> http.client.HTTPConnection:
+    @staticmethod
+    def _connection(
+        kind: type[_Plain | _Secure], trip: _Trip, host: str, **settings: Any
+    ) -> http.client.HTTPConnection:
         connection: Any = kind(host, **settings)
-        connection.web = self
+        connection.trip = trip
         # http.client's own way to another socket; TLS is put on top of it, under the host's name.
-        connection._create_connection = lambda address, *_: self.policy.connect(*address)
+        connection._create_connection = lambda address, *_: trip.policy.connect(*address)
         return cast(http.client.HTTPConnection, connection)
-
-    @contextmanager
-    def deadline(self) -> Iterator[None]:
-        """End every wait for bytes at the deadline: a server that drips would never meet the socket's timeout."""
-        timer = threading.Timer(self.policy.deadline_s, self._cut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if not self.late:
-                raise _plain_cause(error) from None
-        finally:
-            timer.cancel()
-        if self.late:  # where a body has no announced length, a cut looks like its end
-            raise RefusedError("too_slow")
-
-    def _cut(self) -> None:
-        self.late = True
-        for connection in self.sockets:
-            with suppress(OSError):  # closed in the meantime
-                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -169,16 +189,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_repeats = 2
     max_redirections = 5
 
-    def __init__(self, web: _Web) -> None:
-        self.web = web
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         fp.close()  # or urllib reads all of it
         check_url(newurl)
-        self.web.take_turn(host_of(newurl), self.web.policy.timeout_s)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        req.trip.take_turn(host_of(newurl), req.trip.policy.timeout_s)
+        new: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if new is not None:
+            new.trip = req.trip
+        return new
 
 
 def is_transient(error: Exception) -> bool:

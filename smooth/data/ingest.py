@@ -110,8 +110,7 @@ def fetch_rows(config: RunConfig, fetch_policy: FetchPolicy, parts: str, first: 
     shards: list[dict[str, Any]] = []
     started, kept, tried = time.monotonic(), 0, 0
     progress.report("ingest", 0, total, "shards", rows=rows)
-    # The built-in web is on this machine's loopback.
-    with closing(fetch_shards(jobs, settings.processes, here=settings.demo_web is not None)) as fetched:
+    with closing(fetch_shards(jobs, settings)) as fetched:
         for shard in fetched:
             tried += shard.pop("tried")
             kept += shard["rows"]

@@ -118,3 +118,17 @@ def test_retry_after_goes_before_our_own_back_off(
     assert len(asked) == tries
     assert (body is None, message) == ((False, None) if waits else (True, "HTTP Error 429: Too Many Requests"))
     assert asked[-1] - asked[0] >= (1 if waits else 0)
+
+
+def test_a_connection_made_after_the_deadline_is_cut_like_one_before_it() -> None:
+    """The time is up while the connection is being made; its server then drips for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def dial(address: str, port: int, timeout: float) -> socket.socket:
+            time.sleep(0.5)
+            return guard.dial(address, port, timeout)
+
+        policy = FetchPolicy(deadline_s=0.2, timeout_s=60, dial=dial, allowed_hosts=frozenset({f"127.0.0.1:{port}"}))
+        with pytest.raises(RefusedError, match="too_slow"):
+            Fetcher(policy).fetch(f"http://127.0.0.1:{port}/")
