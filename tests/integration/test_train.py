@@ -160,7 +160,8 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_with_fewer_workers_to_the_sa
     assert manifest["samples_seen"] == 4 * STEPS
     assert runner.history(manifest, "loss") == pytest.approx(runner.history(uninterrupted, "loss"), rel=1e-5)
     assert runner.history(manifest, "workers")[STEPS] == 1
-    _assert_same_adapter(folder, uninterrupted["folder"], tolerance=1e-4)
+    # One worker has two threads, whose sums round otherwise; with one each it is 1e-5: tests/numerics/test_engines.py.
+    _assert_same_adapter(folder, uninterrupted["folder"], tolerance=1e-3)
 
 
 def test_zero_3_and_texts_encoded_in_the_step_train_the_same(runner: Runner, uninterrupted: dict[str, Any]) -> None:
