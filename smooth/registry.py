@@ -23,8 +23,8 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from smooth import registry_pyfunc, store, tracking
 from smooth.config import RunConfig, model_identity, resolve_model
+from smooth.models import trained_files
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 TRAIN_TAG = f"{tracking.FINGERPRINT_TAG}train"
 
 
@@ -122,7 +122,9 @@ def _log(client: MlflowClient, config: RunConfig, training: dict[str, Any], eval
     with tempfile.TemporaryDirectory(prefix="smooth-register-") as temporary:
         adapter = Path(temporary, "adapter")
         adapter.mkdir()
-        (adapter / WEIGHTS).write_bytes(store.read_bytes(store.join(config.stage_dir("train"), WEIGHTS)))
+        for name in trained_files(config.stage_dir("train")):
+            (adapter / name).parent.mkdir(exist_ok=True)
+            (adapter / name).write_bytes(store.read_bytes(store.join(config.stage_dir("train"), name)))
         (adapter / "README.md").write_text(card(config, training, evaluation))
         for picture in evaluation["pictures"]:
             data = store.read_bytes(store.join(config.stage_dir("evaluate"), picture))
@@ -180,11 +182,14 @@ def card(config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]
     ]
     lineage = [f"- {stage}: `{value}`" for stage, value in tracking.fingerprint_tags(config).items()]
     uri = f"models:/{config.register_.name}@{config.register_.alias}"
+    whole = config.train.method == "full"
+    what = "Smooth UNet" if whole else f"Smooth LoRA of rank {config.train.lora.rank}"
+    load = "unet = UNet2DConditionModel.from_pretrained(%s, subfolder='unet')" if whole else "load_lora_weights(%s)"
     return tracking.redact(
         "\n".join(
             [
-                f"Smooth LoRA for `{config.model.base}`: rank {config.train.lora.rank}, "
-                f"lambda {config.train.variation.weight:g}, {training['steps']} steps.",
+                f"{what} for `{config.model.base}`: lambda {config.train.variation.weight:g}, "
+                f"{training['steps']} steps.",
                 "",
                 "| metric | model | value | 95 % interval | n |",
                 "|---|---|---|---|---|",
@@ -197,7 +202,7 @@ def card(config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]
                 *lineage,
                 "",
                 f"    mlflow.pyfunc.load_model('{uri}').predict({{'prompt': ['a red heart'], 'seed': [7]}})",
-                "    pipeline.load_lora_weights(f'{downloaded_folder}/adapter_weights')",
+                "    pipeline." + load % "f'{downloaded_folder}/adapter_weights'",
                 "",
             ]
         )

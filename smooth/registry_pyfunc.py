@@ -34,7 +34,7 @@ class TextToImage:
 
     def _load(self) -> Any:
         import torch
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
+        from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else torch.float16
@@ -50,7 +50,11 @@ class TextToImage:
             ) from error
         scheduler: Any = DDIMScheduler
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
-        pipeline.load_lora_weights(str(self._adapter))
+        if (self._adapter / "unet").is_dir():  # fine-tuned as a whole
+            unet: Any = UNet2DConditionModel
+            pipeline.unet = unet.from_pretrained(self._adapter / "unet", dtype=dtype, use_safetensors=True)
+        else:
+            pipeline.load_lora_weights(str(self._adapter))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 

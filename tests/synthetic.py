@@ -10,8 +10,7 @@ from safetensors.numpy import save_file
 
 from smooth import store
 from smooth.config import resolve_model
-from smooth.data import schema
-from smooth.data.writer import TableWriter
+from smooth.data import parts, schema
 
 SCALING_FACTOR = 0.5
 
@@ -23,7 +22,6 @@ def write_latents(
     files: int = 2,
     latent_shape: tuple[int, int, int] = (4, 16, 16),
     text_shape: tuple[int, ...] = (24, 192),
-    row_group_size: int = 16,
     captions: int | None = None,
     texts: NDArray[Any] | None = None,
 ) -> Path:
@@ -56,20 +54,11 @@ def write_latents(
             "original_size": np.full((len(part), 2), 64, np.int32),
         }
         of_texts = {"caption": [f"picture {caption}" for caption in distinct], "text": texts[distinct]}
-        names = f"part-{number}.parquet", f"part-{number}.texts.parquet"
-        with (folder / names[0]).open("wb") as one, (folder / names[1]).open("wb") as other:
-            writers = (
-                TableWriter(one, schema.rows_schema(latent_shape), row_group_size),
-                TableWriter(other, schema.texts_schema(text_shape), row_group_size // 2),
-            )
-            for writer, values in zip(writers, (columns, of_texts), strict=True):
-                writer.add(values)
-            written = [writer.close() for writer in writers]
-        facts = [
-            {"name": name, "rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
-            for name, file in zip(names, written, strict=True)
-        ]
-        listed.append({**facts[0], "texts": facts[1]})
+        layouts = schema.rows_schema(latent_shape), schema.texts_schema(text_shape)
+        with parts.writing(str(folder), str(number), *layouts) as files_of_part:
+            files_of_part.rows.add(columns)
+            files_of_part.texts.add(of_texts)
+        listed.append({**(parts.read_facts(str(folder), str(number)) or {}), "shard": f"{number:05d}.tar"})
     save_file({"text": null_text}, folder / schema.NULL_TEXT)
     manifest = {
         "stage": "latents",
@@ -82,6 +71,13 @@ def write_latents(
     }
     store.write_manifest(str(folder), manifest)
     return folder
+
+
+def repeat_parts(folder: str | Path, times: int) -> None:
+    """Make a latents folder ``times`` as long: its manifest lists each part as often."""
+    manifest = store.read_manifest(str(folder))
+    manifest |= {"files": times * manifest["files"], "rows": times * manifest["rows"]}
+    store.write_manifest(str(folder), manifest)
 
 
 class Shapes(TypedDict):

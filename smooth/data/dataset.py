@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 
 from smooth import store
-from smooth.data import schema
+from smooth.data import parts, schema
 
-# Rows shuffled together. An epoch visits row groups in random order and mixes the rows of as many groups as fill
-# a window, so a data set larger than memory is read once an epoch; a smaller one is shuffled as a whole.
+# Rows shuffled together, see :class:`smooth.data.order.Order`: as many as stay below both. A rank keeps the window
+# that it is in and the next one. SD 1.5 has 180 KiB a row (moments 64, text 116): windows of 1536 rows, 0.6 GB a rank.
 WINDOW_ROWS = 4096
+WINDOW_BYTES = 256 << 20
+READERS = 2  # threads
 
 
 @dataclass(frozen=True)
-class RowGroup:
-    """A part of the data set that is read at once."""
+class _Table:
+    """A Parquet file as the manifest describes it: row groups of ``group_rows``, the last one shorter."""
 
-    rows_path: str
-    group: int  # number of the row group inside the file
+    path: str
     rows: int
-    texts_path: str
+    group_rows: int
+
+    @property
+    def firsts(self) -> range:
+        """First row of each row group."""
+        return range(0, self.rows, self.group_rows)
 
 
 @dataclass(frozen=True)
@@ -39,34 +51,46 @@ class _Rows:
 
 
 class LatentsDataset:
-    """Random access to the rows of a finished latents folder."""
+    """Random access to the rows of a finished latents folder.
+
+    The manifest alone tells which row lies where, so a million rows open as quickly as a thousand.
+    """
 
     def __init__(self, folder: str) -> None:
-        """Open the folder's manifest and the footers of its Parquet files.
+        """Open the folder's manifest. Its parts are opened, and compared with it, where a row of them is read.
 
         Raises:
-            ArtifactError: the folder isn't finished, or its files don't hold the rows that its manifest says.
+            ArtifactError: the folder isn't finished, or its manifest contradicts itself.
         """
         manifest = store.read_manifest(folder)
         self.ingested: str = manifest["ingest"]
+        # Digests of the networks that encoded it, see :func:`smooth.data.encoder.network_hashes`.
+        self.networks: dict[str, str] = {name: manifest[name] for name in ("vae", "text_encoder") if name in manifest}
         self.latent_shape: tuple[int, int, int] = tuple(manifest["latent_shape"])
         self.text_shape: tuple[int, ...] = tuple(manifest["text_shape"])
         self.scaling_factor = float(manifest["scaling_factor"])
-        self.groups = [
-            group
+        self._tables = [
+            (
+                _Table(store.join(folder, file["name"]), file["rows"], parts.ROW_GROUP),
+                _Table(store.join(folder, file["texts"]["name"]), file["texts"]["rows"], parts.TEXT_GROUP),
+            )
             for file in manifest["files"]
-            for group in _row_groups(store.join(folder, file["name"]), store.join(folder, file["texts"]["name"]))
         ]
-        self.starts = np.cumsum([0, *(group.rows for group in self.groups)])  # first row of each group, then the total
+        self._first_groups = np.cumsum([0, *(len(rows.firsts) for rows, _ in self._tables)])  # first group of each part
+        self.starts = _starts([rows for rows, _ in self._tables])  # first row of each group, then the number of rows
         if len(self) != manifest["rows"] or not len(self):
             raise store.ArtifactError(
-                f"{folder} holds {len(self)} rows, its manifest says {manifest['rows']}; "
+                f"{folder}: the manifest says {manifest['rows']} rows, its parts have {len(self)}; "
                 "run `smooth latents repair`, or delete the folder and run the latents stage again"
             )
         null_text = load_safetensors(store.read_bytes(store.join(folder, schema.NULL_TEXT)))["text"]
         null_text = null_text.reshape(self.text_shape)
         self.null_text = null_text.long() if self.holds_token_ids else null_text.float()
-        self._cache: OrderedDict[int, _Rows] = OrderedDict()
+        self.window_rows = max(1, min(WINDOW_ROWS, WINDOW_BYTES // self._row_bytes()))
+        self._cache: OrderedDict[int, Future[_Rows]] = OrderedDict()
+        self._cached_rows = 0
+        self._lock = Lock()
+        self._readers = ThreadPoolExecutor(READERS, "latents")
 
     @property
     def holds_token_ids(self) -> bool:
@@ -77,50 +101,97 @@ class LatentsDataset:
         return int(self.starts[-1])
 
     def row(self, number: int) -> tuple[NDArray[np.float16], NDArray[Any]]:
-        """Posterior moments (2C, H, W), mean before log-variance, and the text of a row as it is stored."""
+        """Posterior moments (2C, H, W), mean before log-variance, and the text of a row as it is stored.
+
+        Raises:
+            ArtifactError: the row's part is not what the manifest says.
+        """
         group = int(np.searchsorted(self.starts, number, side="right")) - 1
-        rows = self._read(group)
+        rows = self._future(group).result()
         place = number - int(self.starts[group])
         return rows.moments[place], rows.texts[rows.text_of[place]]
 
+    def read_ahead(self, groups: Iterable[int]) -> None:
+        """Begin to read row groups in the background. The last two windows' worth is kept."""
+        for group in groups:
+            self._future(group)
+
+    def close(self) -> None:
+        """End the threads that read, and what they have not begun. No row can be read any more."""
+        self._readers.shutdown(cancel_futures=True)
+
+    def _future(self, group: int) -> Future[_Rows]:
+        with self._lock:
+            if group in self._cache:
+                self._cache.move_to_end(group)
+                return self._cache[group]
+            future = self._cache[group] = self._readers.submit(self._read, group)
+            self._cached_rows += self._rows_of(group)
+            # A window ends with the group that fills it, and may have almost a group more.
+            while self._cached_rows > 2 * (self.window_rows + parts.ROW_GROUP):
+                oldest, _ = self._cache.popitem(last=False)
+                self._cached_rows -= self._rows_of(oldest)
+            return future
+
+    def _rows_of(self, group: int) -> int:
+        return int(self.starts[group + 1] - self.starts[group])
+
+    def _row_bytes(self) -> int:
+        """What a row takes where no two share a text."""
+        text = math.prod(self.text_shape) * (4 if self.holds_token_ids else 2)
+        return 2 * math.prod(self.latent_shape) * 2 + text
+
     def _read(self, group: int) -> _Rows:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        rows = self._cache[group] = _read_group(self.groups[group])
-        # Ranks walk through a window and into the next: two windows, and never less than one group.
-        while len(self._cache) > 1 and sum(self.groups[key].rows for key in self._cache) > 2 * WINDOW_ROWS:
-            self._cache.popitem(last=False)
-        return rows
+        part = int(np.searchsorted(self._first_groups, group, side="right")) - 1
+        rows_table, texts_table = self._tables[part]
+        rows = _read_groups(rows_table, [group - int(self._first_groups[part])], ["moments", "text_row"])
+        wanted, text_of = np.unique(rows["text_row"].to_numpy(), return_inverse=True)
+        return _Rows(schema.tensor(rows, "moments"), _read_texts(texts_table, wanted), text_of)
 
 
-def _open(path: str) -> pq.ParquetFile:
-    fs, inner = store.filesystem(path)
-    return pq.ParquetFile(fs.open(inner, "rb"))
+def _starts(tables: list[_Table]) -> NDArray[np.int64]:
+    """First row of each row group of all tables, then the number of rows."""
+    firsts = np.cumsum([0, *(table.rows for table in tables)])
+    groups = [first + np.array(table.firsts) for first, table in zip(firsts[:-1], tables, strict=True)]
+    return np.concatenate([*groups, firsts[-1:]]).astype(np.int64)
 
 
-def _row_groups(rows_path: str, texts_path: str) -> list[RowGroup]:
-    with _open(rows_path) as file:
-        return [RowGroup(rows_path, number, rows, texts_path) for number, rows in enumerate(_group_sizes(file))]
+@contextmanager
+def _opened(table: _Table) -> Iterator[pq.ParquetFile]:
+    """The file, when its footer agrees with the manifest.
+
+    Raises:
+        ArtifactError: it doesn't, or there is no such Parquet file.
+    """
+    fs, inner = store.filesystem(table.path)
+    try:
+        with fs.open(inner, "rb") as handle, pq.ParquetFile(handle) as file:
+            footer = file.metadata
+            sizes = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+            if sizes != [min(table.group_rows, table.rows - first) for first in table.firsts]:
+                found = f"{footer.num_rows} rows in {footer.num_row_groups} row groups"
+                raise _damaged(table, f"it has {found}, by the manifest {table.rows} in {len(table.firsts)}")
+            yield file
+    except FileNotFoundError as error:
+        raise _damaged(table, "it is missing") from error
+    except pa.ArrowInvalid as error:
+        raise _damaged(table, str(error)) from error
 
 
-def _group_sizes(file: pq.ParquetFile) -> list[int]:
-    footer = file.metadata
-    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+def _damaged(table: _Table, what: str) -> store.ArtifactError:
+    return store.ArtifactError(
+        f"{table.path}: {what}. Run `smooth latents repair`, or delete the folder and run the latents stage again"
+    )
 
 
-def _read_group(group: RowGroup) -> _Rows:
-    with _open(group.rows_path) as file:
-        rows = file.read_row_group(group.group, columns=["moments", "text_row"])
-    wanted, text_of = np.unique(rows["text_row"].to_numpy(), return_inverse=True)
-    return _Rows(schema.tensor(rows, "moments"), _read_texts(group.texts_path, wanted), text_of)
+def _read_groups(table: _Table, groups: list[int], columns: list[str]) -> pa.Table:
+    with _opened(table) as file:
+        return file.read_row_groups(groups, columns, use_threads=False)  # the step has the other cores
 
 
-def _read_texts(path: str, wanted: NDArray[np.int32]) -> NDArray[Any]:
+def _read_texts(table: _Table, wanted: NDArray[np.int32]) -> NDArray[Any]:
     """The wanted rows (sorted) of a part's texts, by the small row groups that hold them."""
-    with _open(path) as file:
-        starts = np.cumsum([0, *_group_sizes(file)])
-        groups = np.unique(np.searchsorted(starts, wanted, side="right") - 1)
-        texts = schema.tensor(file.read_row_groups(groups.tolist(), columns=["text"]), "text")
-    numbers = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
+    groups = np.unique(wanted // table.group_rows)
+    texts = schema.tensor(_read_groups(table, groups.tolist(), ["text"]), "text")
+    numbers = np.concatenate([np.arange(first, first + table.group_rows) for first in groups * table.group_rows])
     return texts[np.searchsorted(numbers, wanted)]

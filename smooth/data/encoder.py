@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from smooth.models.pipeline import load_pipeline
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 
 class Encoder:
@@ -61,12 +64,8 @@ class Encoder:
         return int(self.pipeline.vae.config.latent_channels), side, side
 
     def hashes(self) -> dict[str, str]:
-        """Digests of what decides the numbers: ``vae`` and ``text_encoder`` (its tokenizer included)."""
-        vocabulary = json.dumps(self.pipeline.tokenizer.get_vocab(), sort_keys=True)
-        return {
-            "vae": _digest(self.pipeline.vae),
-            "text_encoder": _digest(self.pipeline.text_encoder, vocabulary.encode()),
-        }
+        """See :func:`network_hashes`."""
+        return network_hashes(self.pipeline)
 
     @torch.inference_mode()
     def moments(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
@@ -114,6 +113,12 @@ class Encoder:
         pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
         shown: npt.NDArray[np.uint8] = pixels.cpu().numpy()
         return shown
+
+
+def network_hashes(pipeline: StableDiffusionPipeline) -> dict[str, str]:
+    """Digests of what decides cached numbers: ``vae`` and ``text_encoder`` (its tokenizer included)."""
+    vocabulary = json.dumps(pipeline.tokenizer.get_vocab(), sort_keys=True)
+    return {"vae": _digest(pipeline.vae), "text_encoder": _digest(pipeline.text_encoder, vocabulary.encode())}
 
 
 def _digest(module: torch.nn.Module, extra: bytes = b"") -> str:

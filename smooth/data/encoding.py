@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from smooth.config import LatentsConfig
 from smooth.data import parts, pictures, schema
+from smooth.data.readahead import ahead
 from smooth.data.shards import Sample, Shard, ShardReader
 
 DECODE_THREADS = 4
@@ -21,8 +21,6 @@ NON_FINITE = "non_finite"
 NO_TEXT = -1  # in the place of a text's row: its embedding is not finite
 
 Tell = Callable[[int, int], None]  # (pictures of the shard done so far, failed among them)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Networks(Protocol):
@@ -178,16 +176,3 @@ def see(sample: Sample, settings: LatentsConfig) -> Seen:
         return Seen(empty, pictures.views(sample.picture, sample.key, sample.original_size, settings), "")
     except pictures.PictureError:
         return Seen(empty, [], pictures.UNDECODABLE)
-
-
-def ahead(
-    threads: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
-) -> Iterator[Result]:
-    """Map in threads, in order, at most ``depth`` results ahead of the one that is asked for."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(threads.submit(function, item))
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from smooth.data import dataset
 from smooth.data.dataset import LatentsDataset
+from smooth.data.draws import Draws, Stream
+from smooth.data.order import Order, Window
 
 
 @dataclass(frozen=True)
@@ -39,42 +38,22 @@ class Batch:
         )
 
 
-class Stream:
-    """Independent random streams of one sample. The values are part of what a seed means: never renumber them."""
-
-    POSTERIOR = 1
-    NOISE = 2
-    TIMESTEP = 3
-    DIRECTION = 4
-    DROPOUT = 5
-    ORDER = 6
-    VALIDATION = 7
-
-
-def generator(seed: int, index: int, stream: int) -> np.random.Generator:
-    """A counter-based generator: the same (seed, index, stream) gives the same draws, on any machine."""
-    return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, stream]))
-
-
 class LatentLoader:
     """Batches of a data set as a function of global sample indices."""
 
     def __init__(self, dataset: LatentsDataset, *, seed: int, timesteps: int, caption_dropout: float) -> None:
         """``timesteps`` is the length of the noise schedule; ``caption_dropout`` a probability."""
         self.dataset = dataset
-        self.seed = seed
+        self.order = Order(seed, dataset.starts, dataset.window_rows)
         self.timesteps = timesteps
         self.caption_dropout = caption_dropout
-        self.order = lru_cache(maxsize=2)(self._order)
-
-    def row_number(self, index: int) -> int:
-        """Which row of the data set global sample ``index`` is."""
-        epoch, place = divmod(index, len(self.dataset))
-        return int(self.order(epoch)[place])
+        self._draws = Draws(seed)
+        self._window: Window | None = None  # that of the sample before
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The samples ``indices`` of the run."""
+        """The samples ``indices`` of the run. For one thread at a time."""
         samples = [self._sample(index) for index in indices]
+        self._read_ahead(indices[-1])
         latents, noise, direction, text = (torch.stack(part) for part in list(zip(*samples, strict=True))[:4])
         return Batch(
             latents=latents,
@@ -95,35 +74,36 @@ class LatentLoader:
 
     def _sample(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """Latents, noise, direction (C, H, W), text (L, D) or (L,) and the timestep of a sample."""
-        moments, text = self.dataset.row(self.row_number(index))
+        moments, text = self.dataset.row(self._row_number(index))
         shape = self.dataset.latent_shape
         mean, log_variance = torch.from_numpy(moments.astype(np.float32)).chunk(2)
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
         latents = (mean + deviation * self._normal(index, Stream.POSTERIOR)) * self.dataset.scaling_factor
         null_text = self.dataset.null_text
-        dropped = generator(self.seed, index, Stream.DROPOUT).random() < self.caption_dropout
+        dropped = self._draws(index, Stream.DROPOUT).random() < self.caption_dropout
         return (
             latents,
             self._normal(index, Stream.NOISE),
             self._normal(index, Stream.DIRECTION) / math.sqrt(math.prod(shape)),
             null_text if dropped else torch.from_numpy(text).to(null_text.dtype),
-            int(generator(self.seed, index, Stream.TIMESTEP).integers(self.timesteps)),
+            int(self._draws(index, Stream.TIMESTEP).integers(self.timesteps)),
         )
 
-    def _normal(self, index: int, stream: int) -> Tensor:
-        draw = generator(self.seed, index, stream)
-        return torch.from_numpy(draw.standard_normal(self.dataset.latent_shape, dtype=np.float32))
+    def _row_number(self, index: int) -> int:
+        """The sample's row. Where its window is another than before, what it still needs begins to be read."""
+        window = self.order.window(index)
+        if window is not self._window:
+            self._window = window
+            self.dataset.read_ahead(self.order.groups(index))
+        return int(window.rows[index - window.first])
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """All row numbers in the order of an epoch."""
-        draw = generator(self.seed, epoch, Stream.ORDER)
-        order: list[NDArray[np.int64]] = []
-        window: list[NDArray[np.int64]] = []
-        for group in draw.permutation(len(self.dataset.groups)):
-            window.append(np.arange(self.dataset.starts[group], self.dataset.starts[group + 1]))
-            if sum(map(len, window)) >= dataset.WINDOW_ROWS:
-                order.append(draw.permutation(np.concatenate(window)))
-                window = []
-        if window:
-            order.append(draw.permutation(np.concatenate(window)))
-        return np.concatenate(order)
+    def _read_ahead(self, index: int) -> None:
+        """Have the next window read by the middle of the one of ``index``, bit by bit: a core may be all there is."""
+        window = self.order.window(index)
+        groups = self.order.groups(window.end)
+        done = (index + 1 - window.first) / len(window.rows)
+        self.dataset.read_ahead(groups[: math.ceil(2 * done * len(groups))])
+
+    def _normal(self, index: int, stream: int) -> Tensor:
+        draw = self._draws(index, stream)
+        return torch.from_numpy(draw.standard_normal(self.dataset.latent_shape, dtype=np.float32))

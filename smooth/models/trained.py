@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from smooth import store
 from smooth.config import TrainConfig
-from smooth.models import UNET, WEIGHTS_NAME, lora
+from smooth.models import UNET, WEIGHTS_NAME, lora, trained_files
 
 
 def choose(unet: UNet2DConditionModel, config: TrainConfig, seed: int) -> dict[str, nn.Parameter]:
@@ -60,10 +59,7 @@ def attach(pipeline: StableDiffusionPipeline, folder: str) -> Callable[[bool], N
     Raises:
         ArtifactError: the folder holds no trained weights.
     """
-    fs, inner = store.filesystem(folder)
-    names = [WEIGHTS_NAME] if fs.exists(f"{inner}/{WEIGHTS_NAME}") else [f"{UNET}/{name}" for name in _files(folder)]
-    if not names:
-        raise store.ArtifactError(f"{folder} holds neither {WEIGHTS_NAME} nor the folder {UNET}; run the train stage")
+    names = trained_files(folder)
     with tempfile.TemporaryDirectory(prefix="smooth-trained-") as temporary:
         for name in names:
             path = Path(temporary, name)
@@ -80,9 +76,3 @@ def attach(pipeline: StableDiffusionPipeline, folder: str) -> Callable[[bool], N
         pipeline.unet = tuned if on else base
 
     return switch
-
-
-def _files(folder: str) -> list[str]:
-    """Names of a fine-tuned UNet's files."""
-    fs, inner = store.filesystem(store.join(folder, UNET))
-    return sorted(posixpath.basename(path) for path in fs.ls(inner, detail=False)) if fs.exists(inner) else []

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import mean
 
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import distributed as dist
 
 from smooth import progress, store
 from smooth.data.dataset import LatentsDataset
+from smooth.data.encoder import network_hashes
 from smooth.data.loader import Batch, LatentLoader
+from smooth.data.readahead import ReadAhead
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation
 from smooth.models import trained
@@ -23,7 +29,7 @@ from smooth.train import checkpoint
 from smooth.train.engine import start_engine
 from smooth.train.job import Place, TrainJob
 from smooth.train.optimizer import learning_rate
-from smooth.train.state import DivergenceError, TrainState
+from smooth.train.state import DivergenceError, TrainError, TrainState
 from smooth.train.step import StepResult, TrainingStep
 from smooth.train.text import embedder
 from smooth.train.validation import Validator
@@ -46,6 +52,7 @@ class Training:
         self.vae = pipeline.vae.to(place.device) if place.rank == 0 else None
         schedule = NoiseSchedule(pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type)
         dataset = LatentsDataset(job.latents)
+        check_networks(dataset, pipeline, job)
         self.loader = LatentLoader(
             dataset, seed=config.seed, timesteps=schedule.steps, caption_dropout=config.train.caption_dropout
         )
@@ -73,37 +80,55 @@ class Training:
         """
         if restore is not None:
             self.load(restore)
-        while self.state.step < self.config.steps:
-            try:
-                self.advance()
-            except torch.OutOfMemoryError as error:
-                # Not alike on every rank, so no TrainError: Ray ends the others.
-                raise MemoryError(self._out_of_memory()) from error
-            last = self.state.step == self.config.steps
-            if self.state.step % self.config.checkpoint_every == 0 or last:
-                self.place.checkpoint(self.save, self.state.step, mean(self.losses))
-                self.losses.clear()
-            if self.state.step % self.config.validate_every == 0 or last:
-                self.validate()
+        firsts = count(self.state.samples_seen, self.config.global_batch_size)
+        with closing(self.loader.dataset), ReadAhead(self._micro_batches, firsts) as batches:
+            while self.state.step < self.config.steps:
+                try:
+                    self.advance(batches)
+                except torch.OutOfMemoryError as error:
+                    # Not alike on every rank, so no TrainError: Ray ends the others.
+                    raise MemoryError(self._out_of_memory()) from error
+                self._keep()
         weights = self.engine.result()
         if self.place.rank == 0:
             trained.save(self.job.folder, weights, self.engine.unet, self.config)
         return self.state
 
-    def advance(self) -> None:
-        """One optimizer step and its log."""
+    def _keep(self) -> None:
+        """A checkpoint and validation pictures, where this step is due for them."""
+        step, config = self.state.step, self.config
+        last = step == config.steps
+        if step % config.checkpoint_every == 0 or last:
+            # Where no loss was finite, any other checkpoint is better.
+            self.place.checkpoint(self.save, step, mean(self.losses or [sys.float_info.max]))
+            self.losses.clear()
+        if step % config.validate_every == 0 or last:
+            self.validate()
+
+    def _micro_batches(self, samples_seen: int) -> list[Batch]:
+        """This rank's share of the global batch that starts at ``samples_seen``."""
+        config = self.config
+        return self.loader.micro_batches(
+            samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
+        )
+
+    def advance(self, batches: Iterator[list[Batch]]) -> None:
+        """One optimizer step, on the next of ``batches``, and its log."""
         started = time.monotonic()
         state, config = self.state, self.config
         self.engine.learning_rate = learning_rate(config, state.step + 1)
-        batches = self.loader.micro_batches(
-            state.samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
-        )
-        result = self.train_step([replace(batch, text=self.embed(batch.text)) for batch in batches])
+        micro_batches = next(batches)
+        waited = time.monotonic() - started
+        result = self.train_step([replace(batch, text=self.embed(batch.text)) for batch in micro_batches])
         state.step += 1
         state.samples_seen += config.global_batch_size
-        self.losses.append(result.loss)
-        self._guard(result, batches)
-        state.metrics = self._metrics(result, config.global_batch_size / (time.monotonic() - started))
+        if result.is_finite:
+            self.losses.append(result.loss)
+        self._guard(result, micro_batches)
+        state.metrics = {
+            **self._metrics(result, config.global_batch_size / (time.monotonic() - started)),
+            "seconds/data_wait": waited,
+        }
         if self.place.rank == 0:
             self._tell(result)
 
@@ -195,4 +220,19 @@ class Training:
             f"out of memory at step {self.state.step + 1} with train.micro_batch_size={config.micro_batch_size}: lower "
             "it (more is accumulated, the training is the same), or set train.gradient_checkpointing=true, "
             f"train.offload_optimizer=true or a train.zero_stage above {config.zero_stage}"
+        )
+
+
+def check_networks(dataset: LatentsDataset, pipeline: StableDiffusionPipeline, job: TrainJob) -> None:
+    """Latents of another VAE mean other pictures, and texts of another encoder other words.
+
+    Raises:
+        TrainError: the data set was made by other networks than the base's.
+    """
+    now = network_hashes(pipeline)
+    other = [name for name, digest in dataset.networks.items() if now[name] != digest]
+    if other:
+        raise TrainError(
+            f"{job.latents} was made with another {' and '.join(other)} than that of model.base={job.base}; run the "
+            "latents stage for this base"
         )

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from smooth.data.dataset import LatentsDataset
-from smooth.data.loader import Stream, generator
+from smooth.data.draws import Stream, generator
 from smooth.diffusion.estimators import Denoiser
 from smooth.train.text import Embed
 

@@ -106,7 +106,7 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     with Image.open(Path(folder, uninterrupted["pictures"][0])) as picture:
         assert picture.size == (256, 128)
     assert RunConfig.load(str(Path(folder, "run_config.yaml"))).train.steps == STEPS
-    for metric in ("loss", "loss_base", "regularizer", "norm", "target", "samples_per_second", "learning_rate"):
+    for metric in ("loss", "regularizer", "norm", "target", "samples_per_second", "learning_rate", "seconds/data_wait"):
         assert sorted(runner.history(uninterrupted, metric)) == list(range(1, STEPS + 1)), metric
     history = {
         name: runner.history(uninterrupted, name) for name in ("loss", "loss_base", "regularizer", "norm", "target")
@@ -119,7 +119,7 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
             before, norm = history["target"][step - 1], history["norm"][step - 1]
             assert history["target"][step] == pytest.approx(before + 0.01 * (norm - before), rel=1e-6)
     checkpoint = Path(folder, "checkpoints", f"step-{STEPS:06d}")
-    settings = json.loads((checkpoint / "deepspeed.json").read_text())
+    settings = json.loads((checkpoint / "engine.json").read_text())
     assert settings["zero_optimization"]["stage"] == 2
     # A second call returns the finished artifact.
     config = runner.config("uninterrupted")
@@ -145,7 +145,7 @@ def _kill_a_worker_after(checkpoints: Path, step: int) -> None:
             return
 
 
-def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_weights(
+def test_a_killed_stage_goes_on_from_its_checkpoint_with_fewer_workers_to_the_same_weights(
     runner: Runner, uninterrupted: dict[str, Any]
 ) -> None:
     config = runner.config("killed")
@@ -156,9 +156,10 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_weights(
         launch.run(config)
     killer.join(timeout=5)
     assert not store.is_complete(folder)
-    manifest = launch.run(config)
+    manifest = launch.run(runner.config("killed", "train.workers=1", "train.zero_stage=0"))
     assert manifest["samples_seen"] == 4 * STEPS
     assert runner.history(manifest, "loss") == pytest.approx(runner.history(uninterrupted, "loss"), rel=1e-5)
+    assert runner.history(manifest, "workers")[STEPS] == 1
     _assert_same_adapter(folder, uninterrupted["folder"], tolerance=1e-4)
 
 

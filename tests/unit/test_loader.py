@@ -1,5 +1,6 @@
 """The loader is a function of (seed, global sample index): whoever asks, and whenever, gets the same numbers."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from smooth import store
-from smooth.data import dataset
+from smooth.data import dataset, parts
 from smooth.data.dataset import LatentsDataset
 from smooth.data.loader import Batch, LatentLoader
+from smooth.data.readahead import ReadAhead
 from tests.synthetic import SCALING_FACTOR, write_latents
 
 SHAPE = (4, 8, 8)
@@ -19,8 +21,17 @@ TEXT_SHAPE = (3, 5)
 ROWS = 50
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_groups() -> Iterator[None]:
+    """So that a few rows fill several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "ROW_GROUP", 16)
+        patch.setattr(parts, "TEXT_GROUP", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(small_groups: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("loader") / "latents"
     return str(write_latents(path, rows=ROWS, latent_shape=SHAPE, text_shape=TEXT_SHAPE))
 
@@ -81,11 +92,11 @@ def test_an_epoch_is_a_permutation_and_no_two_are_alike(
 ) -> None:
     monkeypatch.setattr(dataset, "WINDOW_ROWS", window)
     loader = _loader(folder)
-    first, second = ([loader.row_number(epoch * ROWS + place) for place in range(ROWS)] for epoch in (0, 1))
+    first, second = ([loader.order.row_number(epoch * ROWS + place) for place in range(ROWS)] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(ROWS))
     assert first != second
     assert first != sorted(first)
-    assert [_loader(folder, seed=2).row_number(place) for place in range(ROWS)] != first
+    assert [_loader(folder, seed=2).order.row_number(place) for place in range(ROWS)] != first
     # Reading through a cache of two windows gives each row's own numbers.
     fresh = LatentsDataset(folder)
     for row in first:
@@ -94,8 +105,8 @@ def test_an_epoch_is_a_permutation_and_no_two_are_alike(
 
 def test_posterior_draw_has_the_moments_of_the_row_and_is_fresh_every_epoch(folder: str) -> None:
     loader = _loader(folder)
-    places = {loader.row_number(place): place for place in range(ROWS)}
-    later = {loader.row_number(place): place for place in range(ROWS, 2 * ROWS)}
+    places = {loader.order.row_number(place): place for place in range(ROWS)}
+    later = {loader.order.row_number(place): place for place in range(ROWS, 2 * ROWS)}
     first = loader.batch([places[row] for row in range(ROWS)])
     second = loader.batch([later[row] for row in range(ROWS)])
     moments = torch.stack([torch.from_numpy(loader.dataset.row(row)[0]).float() for row in range(ROWS)])
@@ -137,7 +148,7 @@ def test_rows_of_one_caption_share_its_text_and_the_cache_holds_it_once(tmp_path
     for row in range(len(shared)):
         assert (shared.row(row)[1].ravel() == texts[row % 6]).all()
     # Rows 0 to 15 of a part have all six captions; its last four rows have four.
-    assert [len(rows.texts) for rows in shared._cache.values()] == [6, 4, 6, 4]
+    assert [len(future.result().texts) for future in shared._cache.values()] == [6, 4, 6, 4]
 
 
 def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
@@ -149,12 +160,94 @@ def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
     dropped = (batch.text == 7).all(1)
     assert 0 < int(dropped.sum()) < 12
     for place in torch.nonzero(~dropped).flatten().tolist():
-        assert batch.text[place].tolist() == loader.dataset.row(loader.row_number(place))[1].tolist()
+        assert batch.text[place].tolist() == loader.dataset.row(loader.order.row_number(place))[1].tolist()
 
 
-def test_a_folder_with_other_rows_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path = write_latents(tmp_path / "latents", rows=4, latent_shape=SHAPE, text_shape=TEXT_SHAPE)
     manifest = store.read_manifest(str(path))
     store.write_manifest(str(path), {**manifest, "rows": 5})
-    with pytest.raises(store.ArtifactError, match="holds 4 rows, its manifest says 5"):
+    with pytest.raises(store.ArtifactError, match="says 5 rows, its parts have 4; run `smooth latents repair`"):
         LatentsDataset(str(path))
+
+
+def _replace_rows(path: Path) -> None:
+    """The second part gets the rows of a larger one, in groups of another size."""
+    other = write_latents(path.parent / "other", rows=60, latent_shape=SHAPE, text_shape=TEXT_SHAPE)
+    (other / "part-1.parquet").rename(path / "part-1.parquet")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_replace_rows, "has 30 rows in 2 row groups, by the manifest 25 in 2"),
+        (lambda path: (path / "part-1.parquet").unlink(), "missing"),
+        (lambda path: (path / "part-1.texts.parquet").write_bytes(b"PAR1"), "texts.parquet"),
+    ],
+)
+def test_a_part_that_is_not_as_the_manifest_says_is_refused_when_it_is_read(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    path = write_latents(tmp_path / "latents", rows=ROWS, latent_shape=SHAPE, text_shape=TEXT_SHAPE)
+    damage(path)
+    opened = LatentsDataset(str(path))
+    opened.row(0)
+    with pytest.raises(store.ArtifactError, match=rf"part-1.*{message}.*smooth latents repair"):
+        opened.row(ROWS - 1)
+
+
+@pytest.mark.parametrize("window", [16, 4096])
+def test_memory_holds_two_windows_and_each_group_is_read_once_an_epoch(
+    folder: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "WINDOW_ROWS", window)
+    loader = _loader(folder)
+    read: list[int] = []
+    original = loader.dataset._read
+    monkeypatch.setattr(loader.dataset, "_read", lambda group: (read.append(group), original(group))[1])
+    for first in range(0, 3 * ROWS, 5):
+        loader.batch(range(first, first + 5))
+        held = [rows for future in loader.dataset._cache.values() if (rows := future.result())]
+        assert sum(len(rows.moments) for rows in held) <= 2 * (window + 16)
+        here = loader.order.window(first + 4)
+        if first + 5 - here.first >= len(here.rows) / 2:
+            assert loader.dataset._cache.keys() >= set(loader.order.groups(here.end))
+    # Behind the third epoch's end lies the first window of the fourth, read ahead.
+    groups = len(loader.dataset.starts) - 1
+    assert len(read) <= (groups if window > ROWS else 3 * groups + 2)
+
+
+def test_a_window_is_bounded_by_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_latents(tmp_path / "latents", rows=12, latent_shape=SHAPE, text_shape=(5,))
+    monkeypatch.setattr(dataset, "WINDOW_BYTES", 50_000)
+    # 2 x 4 x 8 x 8 halves and five token ids of four bytes.
+    assert LatentsDataset(str(path)).window_rows == 50_000 // (2 * 2 * 4 * 8 * 8 + 4 * 5)
+    monkeypatch.setattr(dataset, "WINDOW_BYTES", 1)
+    assert LatentsDataset(str(path)).window_rows == 1
+
+
+def _read_ahead(folder: str, global_batch: int, rank: int, workers: int) -> list[Batch]:
+    """What a worker trains on in two epochs and what is left of the last global batch."""
+    loader = _loader(folder)
+    micro_batch = global_batch // workers
+
+    def share(seen: int) -> list[Batch]:
+        return loader.micro_batches(seen, global_batch, micro_batch, rank, workers)
+
+    with ReadAhead(share, range(0, 2 * ROWS, global_batch)) as shares:
+        return [batch for batches in shares for batch in batches]
+
+
+@pytest.mark.parametrize(("global_batch", "workers"), [(12, 1), (12, 2), (12, 3), (7, 7), (64, 2)])
+@pytest.mark.parametrize("window", [16, 4096])
+def test_workers_that_read_ahead_read_every_row_once_an_epoch(
+    folder: str, global_batch: int, workers: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "WINDOW_ROWS", window)
+    shares = [_read_ahead(folder, global_batch, rank, workers) for rank in range(workers)]
+    samples = _by_index([batch for share in shares for batch in share])
+    plain = _loader(folder)
+    _assert_same({index: samples[index] for index in range(2 * ROWS)}, _by_index([plain.batch(range(2 * ROWS))]))
+    texts = {plain.dataset.row(row)[1].astype(np.float32).tobytes(): row for row in range(ROWS)}
+    rows = [texts[samples[index]["text"].numpy().tobytes()] for index in range(2 * ROWS)]
+    assert sorted(rows[:ROWS]) == sorted(rows[ROWS:]) == list(range(ROWS))

@@ -1,0 +1,153 @@
+"""The loader: memory of its index, its throughput against what training consumes, how long steps wait, its start.
+
+``OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_loader``. A million rows in the shapes of the built-in base: 4,000
+parts, of which the disk holds 8 that the manifest lists again and again. Training is the stage's own loop on DeepSpeed,
+a thread a worker, without Ray; its pauses, where it would write checkpoints, time the loader alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import socket
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Mapping
+from contextlib import closing, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from smooth.config import RunConfig, resolve_model
+from smooth.data.dataset import WINDOW_ROWS, LatentsDataset
+from smooth.data.loader import LatentLoader
+from tests.benchmarks.results import Result, report
+from tests.synthetic import repeat_parts, shapes_of, write_latents
+
+PARTS, PART_ROWS, TIMES = 8, 250, 500
+
+
+def loader(dataset: LatentsDataset) -> LatentLoader:
+    return LatentLoader(dataset, seed=0, timesteps=1000, caption_dropout=0.1)
+
+
+def index_memory(folder: str) -> float:
+    """Peak in MB of opening the data set and going through an epoch's order, without a row."""
+    tracemalloc.start()
+    with closing(LatentsDataset(folder)) as dataset:
+        order = loader(dataset).order
+        index = 0
+        while index < len(dataset):
+            index = order.window(index).end
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 1e6
+
+
+def start(folder: str, place: float, batch: int) -> float:
+    """Seconds from nothing to the first global batch, which lies at ``place`` of the epoch."""
+    started = time.perf_counter()
+    with closing(LatentsDataset(folder)) as dataset:
+        loader(dataset).micro_batches(int(place * len(dataset)), batch, batch, 0, 1)
+        return time.perf_counter() - started
+
+
+def throughput(folder: str, batch: int) -> float:
+    """Samples/s over two windows, the first of which is read on the way."""
+    with closing(LatentsDataset(folder)) as dataset:
+        samples = loader(dataset)
+        started = time.perf_counter()
+        for seen in range(0, 2 * WINDOW_ROWS, batch):
+            samples.micro_batches(seen, batch, batch, 0, 1)
+        return 2 * WINDOW_ROWS / (time.perf_counter() - started)
+
+
+def _train(rank: int, config: RunConfig, folder: str, port: int, root: str) -> None:
+    """One rank of a training, and where it is the only one, the loader's rounds in its pauses."""
+    import torch
+    from torch import distributed as dist
+
+    from smooth.train.job import Place, TrainJob
+    from smooth.train.loop import Training
+
+    ranks = config.train.workers
+    torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    dist.init_process_group("gloo")
+    steps: list[Mapping[str, float]] = []
+    rates: list[float] = []
+
+    def log(metrics: Mapping[str, float], _step: int) -> None:
+        steps.append(metrics)
+
+    def pause(*_: Any) -> None:
+        if ranks == 1:
+            rates.append(throughput(folder, config.train.global_batch_size))
+
+    place = Place(rank, ranks, torch.device("cpu"), log, lambda *_: None, pause)
+    with redirect_stdout(io.StringIO()):  # its progress
+        Training(TrainJob(config, resolve_model(config.model.base), folder, root), place).run(None)
+    if rank == 0:
+        Path(root, "measured.json").write_text(json.dumps({"steps": steps, "rates": rates}))
+    dist.destroy_process_group()
+
+
+def train(folder: str, preset: str, workers: int, rounds: int, steps: int) -> tuple[float, float, list[float]]:
+    """Samples/s of a training (median of its steps), its share of time without data, and the loader's rates."""
+    from torch import multiprocessing
+
+    overrides = [f"train.workers={workers}", f"train.steps={rounds * steps}", f"train.checkpoint_every={steps}"]
+    config = RunConfig.load(preset, [*overrides, "train.validate_every=1000000", "train.max_failures=0"])
+    with socket.socket() as probe, tempfile.TemporaryDirectory() as root:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        multiprocessing.start_processes(_train, (config, folder, port, root), nprocs=workers, start_method="spawn")
+        measured = json.loads(Path(root, "measured.json").read_text())
+    speeds = [step["samples_per_second"] for step in measured["steps"]]
+    seconds = sum(config.train.global_batch_size / speed for speed in speeds)
+    waited = sum(step["seconds/data_wait"] for step in measured["steps"])
+    return statistics.median(speeds), waited / seconds, measured["rates"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="of training, a round")
+    parser.add_argument("--preset", default="tiny")
+    args = parser.parse_args()
+    config = RunConfig.load(args.preset)
+    batch = config.train.global_batch_size
+    with tempfile.TemporaryDirectory() as root:
+        folder = str(Path(root, "latents"))
+        write_latents(folder, rows=PARTS * PART_ROWS, files=PARTS, **shapes_of(config.model.base))
+        repeat_parts(folder, TIMES)
+        memory = index_memory(folder)
+        starts = {place: [] for place in (0.0, 0.99)}
+        for _ in range(args.rounds):
+            for place, seconds in starts.items():
+                seconds.append(start(folder, place, batch))
+        speed, _, rates = train(folder, args.preset, 1, args.rounds, args.steps)
+        _, share, _ = train(folder, args.preset, 2, args.rounds, args.steps)
+    first, last = (statistics.median(seconds) for seconds in starts.values())
+    rate = statistics.median(rates)
+    report(
+        "loader",
+        [
+            Result("index of a million rows, peak", memory, "MB", "<= 200"),
+            Result("loader", rate, "samples/s"),
+            Result("training, one worker", speed, "samples/s"),
+            Result("loader / training", rate / speed, "", ">= 20"),
+            Result("data wait, two workers", share, "of the step time", "<= 0.02"),
+            Result("start at 0 %", first, "s"),
+            Result("start at 99 % / at 0 %", last / first, "", "<= 1.2"),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
