@@ -193,3 +193,29 @@ def stages_command(preset: PresetOption = "tiny", override: OverrideOption = Non
         for stage in STAGES:
             folder = config.stage_dir(stage)
             print(f"{stage:<9} {config.fingerprint(stage)}  {stages.status(stage, config):<8}  {folder}")
+
+
+@app.command("plan")
+def plan_command(
+    preset: PresetOption = "tiny",
+    override: OverrideOption = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(min=0, help="Of one worker's device; else the GPU's here.")
+    ] = None,
+    samples_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Of the whole job; else of a finished training like it.")
+    ] = None,
+    dollars_per_hour: Annotated[float | None, typer.Option(min=0, help="Of one worker.")] = None,
+) -> None:
+    """Tell what a training needs: parameters, memory by part, batches, hours, cost. Refuse what can't fit."""
+    from smooth.plan import estimate, report
+
+    with reported():
+        plan = estimate.plan(
+            load_config(preset, override),
+            memory_gib=memory_gib,
+            samples_per_second=samples_per_second,
+            dollars_per_hour=dollars_per_hour,
+        )
+        print("\n".join(report.lines(plan)))
+        plan.check_fits()

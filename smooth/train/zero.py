@@ -20,9 +20,13 @@ from smooth.train.optimizer import AveragingAdamW
 SCALER: Final = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of its DynamicLossScaler
 
 
+REDUCE_BUCKET: Final = 50_000_000
+"""Gradients exchanged at once. The buffer is taken whole: DeepSpeed's own 500 million are 1 to 2 GB for any LoRA."""
+
+
 def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
     """The DeepSpeed config of a run."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     settings: dict[str, Any] = {

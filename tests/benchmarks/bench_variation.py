@@ -32,6 +32,8 @@ from smooth.config import VariationConfig
 from smooth.diffusion.estimators import Denoiser, denoise_from
 from smooth.diffusion.objective import denoising_loss
 from smooth.diffusion.variation import StepwiseVariation
+from smooth.plan import architecture
+from smooth.plan.architecture import Architecture
 from tests.benchmarks.results import Result, report
 from tests.numerics.networks import adapted, schedule, unet
 
@@ -50,10 +52,17 @@ class Arch:
     text: int
     groups: int
 
+    @classmethod
+    def of(cls, known: Architecture, part: int, groups: int) -> Arch:
+        """The widths of a known architecture, divided."""
+        widths = [tuple(width // part for width in config["block_out_channels"]) for config in (known.unet, known.vae)]
+        return cls(*widths, known.text_shape[1] // part, groups)
 
+
+SD15 = architecture.named("sd15")
 ARCHS = {
-    "sd15": Arch((320, 640, 1280, 1280), (128, 256, 512, 512), 768, 32),
-    "quarter": Arch((80, 160, 320, 320), (32, 64, 128, 128), 192, 16),
+    "sd15": Arch.of(SD15, 1, groups=32),
+    "quarter": Arch.of(SD15, 4, groups=16),
     "small": Arch((32, 64), (32, 32, 32, 32), 48, 16),
 }
 ARMS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,27 @@ def test_the_paper_recipe_is_the_papers() -> None:
     train = RunConfig.load("sd15-laion").train
     assert (train.steps, train.global_batch_size, train.accumulation) == (30_000, 96, 8)
     assert (train.learning_rate, train.weight_decay, train.lora.rank, train.variation.weight) == (1e-4, 1e-4, 8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "zero_stage", "method"),
+    [
+        ("sd15-laion", (3, 4, 8), 2, "lora"),
+        ("sd15-8xh100", (12, 8, 1), 0, "lora"),
+        ("sd15-full", (12, 8, 1), 3, "full"),
+    ],
+)
+def test_every_recipe_takes_the_papers_96_samples_a_step(
+    name: str, batch: tuple[int, int, int], zero_stage: int, method: str
+) -> None:
+    config = RunConfig.load(name)
+    train = config.train
+    assert (train.micro_batch_size, train.workers, train.accumulation) == batch
+    assert math.prod(batch) == train.global_batch_size == 96
+    assert (train.zero_stage, train.method, train.gpus_per_worker) == (zero_stage, method, 1)
+    assert train.variation.weight == 1
+    assert (config.ingest.image_size, config.latents.image_size) == (512, 512)
+    assert config.latents.actors == config.evaluate.actors == train.workers
 
 
 def test_overrides_are_read_as_yaml() -> None:
