@@ -34,11 +34,11 @@ class TextToImage:
 
     def _load(self) -> Any:
         import torch
-        from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else torch.float16
-        loader: Any = StableDiffusionPipeline
+        loader: Any = DiffusionPipeline
         try:
             pipeline = loader.from_pretrained(
                 self._base, revision=self._revision, dtype=dtype, use_safetensors=True, safety_checker=None

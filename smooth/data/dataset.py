@@ -9,13 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
+from torch import Tensor
 
 from smooth import store
 from smooth.data import parts, schema
@@ -25,6 +27,7 @@ from smooth.data import parts, schema
 WINDOW_ROWS = 4096
 WINDOW_BYTES = 256 << 20
 READERS = 2  # threads
+NETWORKS = ("vae", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,24 @@ class _Table:
         return range(0, self.rows, self.group_rows)
 
 
+class Row(NamedTuple):
+    """A row as it is stored. What a model is not told has no width."""
+
+    moments: NDArray[np.float16]  # (2C, H, W), mean before log-variance
+    text: NDArray[Any]  # (L, D) float16 or (L,) int32
+    pooled: NDArray[np.float16]  # (P,)
+    time_ids: NDArray[np.float32]  # (6,) or (0,): see `_time_ids`
+
+
 @dataclass(frozen=True)
 class _Rows:
     """What a row group holds, each of its distinct texts once."""
 
     moments: NDArray[np.float16]  # (N, 2C, H, W)
     texts: NDArray[Any]  # (M, L, D) float16 or (M, L) int32
+    pooled: NDArray[np.float16]  # (M, P)
     text_of: NDArray[np.int64]  # (N,) place in texts
+    time_ids: NDArray[np.float32]  # (N, 6) or (N, 0)
 
 
 class LatentsDataset:
@@ -65,9 +79,11 @@ class LatentsDataset:
         manifest = store.read_manifest(folder)
         self.ingested: str = manifest["ingest"]
         # Digests of the networks that encoded it, see :func:`smooth.data.encoder.network_hashes`.
-        self.networks: dict[str, str] = {name: manifest[name] for name in ("vae", "text_encoder") if name in manifest}
+        self.networks: dict[str, str] = {name: manifest[name] for name in NETWORKS if name in manifest}
         self.latent_shape: tuple[int, int, int] = tuple(manifest["latent_shape"])
         self.text_shape: tuple[int, ...] = tuple(manifest["text_shape"])
+        self.pooled_width = int(manifest.get("pooled_width", 0))
+        self.image_size = int(manifest.get("image_size", 0))  # pixels; folders of models without sizes may not say it
         self.scaling_factor = float(manifest["scaling_factor"])
         self._tables = [
             (
@@ -83,9 +99,10 @@ class LatentsDataset:
                 f"{folder}: the manifest says {manifest['rows']} rows, its parts have {len(self)}; "
                 "run `smooth latents repair`, or delete the folder and run the latents stage again"
             )
-        null_text = load_safetensors(store.read_bytes(store.join(folder, schema.NULL_TEXT)))["text"]
-        null_text = null_text.reshape(self.text_shape)
+        no_text = load_safetensors(store.read_bytes(store.join(folder, schema.NULL_TEXT)))
+        null_text = no_text["text"].reshape(self.text_shape)
         self.null_text = null_text.long() if self.holds_token_ids else null_text.float()
+        self.null_pooled = no_text["pooled"].float() if self.pooled_width else torch.empty(0)
         self.window_rows = max(1, min(WINDOW_ROWS, WINDOW_BYTES // self._row_bytes()))
         self._cache: OrderedDict[int, Future[_Rows]] = OrderedDict()
         self._cached_rows = 0
@@ -100,8 +117,8 @@ class LatentsDataset:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def row(self, number: int) -> tuple[NDArray[np.float16], NDArray[Any]]:
-        """Posterior moments (2C, H, W), mean before log-variance, and the text of a row as it is stored.
+    def row(self, number: int) -> Row:
+        """A row as it is stored.
 
         Raises:
             ArtifactError: the row's part is not what the manifest says.
@@ -109,7 +126,15 @@ class LatentsDataset:
         group = int(np.searchsorted(self.starts, number, side="right")) - 1
         rows = self._future(group).result()
         place = number - int(self.starts[group])
-        return rows.moments[place], rows.texts[rows.text_of[place]]
+        text = rows.text_of[place]
+        return Row(rows.moments[place], rows.texts[text], rows.pooled[text], rows.time_ids[place])
+
+    def added(self, row: Row, *, without_text: bool) -> dict[str, Tensor]:
+        """What the UNet is told besides the text, float32 by diffusers' names; nothing where it wants nothing."""
+        if not self.pooled_width:
+            return {}
+        pooled = self.null_pooled if without_text else torch.from_numpy(row.pooled).float()
+        return {"text_embeds": pooled, "time_ids": torch.from_numpy(row.time_ids)}
 
     def read_ahead(self, groups: Iterable[int]) -> None:
         """Begin to read row groups in the background. The last two windows' worth is kept."""
@@ -139,14 +164,23 @@ class LatentsDataset:
     def _row_bytes(self) -> int:
         """What a row takes where no two share a text."""
         text = math.prod(self.text_shape) * (4 if self.holds_token_ids else 2)
-        return 2 * math.prod(self.latent_shape) * 2 + text
+        return 2 * math.prod(self.latent_shape) * 2 + text + 2 * self.pooled_width
 
     def _read(self, group: int) -> _Rows:
         part = int(np.searchsorted(self._first_groups, group, side="right")) - 1
         rows_table, texts_table = self._tables[part]
-        rows = _read_groups(rows_table, [group - int(self._first_groups[part])], ["moments", "text_row"])
+        told_sizes = ["crop", "flipped", "original_size"] if self.pooled_width else []
+        rows = _read_groups(rows_table, [group - int(self._first_groups[part])], ["moments", "text_row", *told_sizes])
         wanted, text_of = np.unique(rows["text_row"].to_numpy(), return_inverse=True)
-        return _Rows(schema.tensor(rows, "moments"), _read_texts(texts_table, wanted), text_of)
+        columns = ["text", "pooled"] if self.pooled_width else ["text"]
+        texts = _read_texts(texts_table, wanted, columns)
+        return _Rows(
+            moments=schema.tensor(rows, "moments"),
+            texts=texts["text"],
+            pooled=texts.get("pooled", np.empty((len(wanted), 0), np.float16)),
+            text_of=text_of,
+            time_ids=_time_ids(rows, self.image_size) if told_sizes else np.empty((len(text_of), 0), np.float32),
+        )
 
 
 def _starts(tables: list[_Table]) -> NDArray[np.int64]:
@@ -189,9 +223,23 @@ def _read_groups(table: _Table, groups: list[int], columns: list[str]) -> pa.Tab
         return file.read_row_groups(groups, columns, use_threads=False)  # the step has the other cores
 
 
-def _read_texts(table: _Table, wanted: NDArray[np.int32]) -> NDArray[Any]:
-    """The wanted rows (sorted) of a part's texts, by the small row groups that hold them."""
+def _read_texts(table: _Table, wanted: NDArray[np.int32], columns: list[str]) -> dict[str, NDArray[Any]]:
+    """Columns of the wanted rows (sorted) of a part's texts, by the small row groups that hold them."""
     groups = np.unique(wanted // table.group_rows)
-    texts = schema.tensor(_read_groups(table, groups.tolist(), ["text"]), "text")
+    texts = _read_groups(table, groups.tolist(), columns)
     numbers = np.concatenate([np.arange(first, first + table.group_rows) for first in groups * table.group_rows])
-    return texts[np.searchsorted(numbers, wanted)]
+    places = np.searchsorted(numbers, wanted)
+    return {name: schema.tensor(texts, name)[places] for name in columns}
+
+
+def _time_ids(rows: pa.Table, size: int) -> NDArray[np.float32]:
+    """What XL is told of sizes: original height and width, top and left of the crop, target height and width, (N, 6).
+
+    The crop counts in pixels of the picture scaled so that it is ``size`` high and wide, as in the model's training.
+    """
+    original, crop = (schema.tensor(rows, name).astype(np.float32) for name in ("original_size", "crop"))
+    flipped = rows["flipped"].to_numpy()
+    top, left, height, width = crop.T
+    left = np.where(flipped, original[:, 1] - width - left, left)
+    target = np.full(len(crop), size, np.float32)
+    return np.stack([*original.T, top * size / height, left * size / width, target, target], axis=1)

@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smooth.models.pipeline import load_pipeline
+from smooth.models.pipeline import load_pipeline, text_encoders
+
+Texts = dict[str, npt.NDArray[Any]]
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
 class Encoder:
-    """Both networks on one device."""
+    """The networks on one device."""
 
     def __init__(
         self, base: str, revision: str | None, cache_text: bool, *, batch_size: int = 1, cuda: bool = False
@@ -35,6 +37,11 @@ class Encoder:
         # Any: pipelines set their parts as attributes at run time, unknown to type checkers.
         self.pipeline = cast(Any, load_pipeline(base, revision=revision, device=self.device))
         self.pipeline.unet = None  # it has no part in this and is most of the memory
+        if not cache_text and len(text_encoders(self.pipeline)) > 1:
+            raise ValueError(
+                f"latents.cache_text=false caches the token ids of one text encoder, and {base} has two; "
+                "set latents.cache_text=true"
+            )
         if not cache_text and getattr(self.pipeline.text_encoder.config, "use_attention_mask", False):
             raise ValueError(
                 f"latents.cache_text=false caches token ids, and the text encoder of {base} wants an attention mask, "
@@ -86,21 +93,51 @@ class Encoder:
         return half
 
     @torch.inference_mode()
-    def texts(self, captions: Sequence[str]) -> npt.NDArray[Any]:
-        """Embeddings (N, L, D) float16, or token ids (N, L) int32; long captions are cut as in sampling."""
+    def texts(self, captions: Sequence[str]) -> Texts:
+        """What the UNet is told of each caption, by column; long captions are cut as in sampling.
+
+        ``text``: embeddings (N, L, D) float16, or token ids (N, L) int32. ``pooled``: (N, P) float16, where the
+        pipeline has it.
+        """
         if not self.cache_text:
             tokenizer = self.pipeline.tokenizer
             tokens = tokenizer(
                 list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True
             ).input_ids
-            return np.asarray(tokens, np.int32)
-        return np.concatenate([self._texts(captions[first:last]) for first, last in self._batches(len(captions))])
+            return {"text": np.asarray(tokens, np.int32)}
+        batches = [self._texts(captions[first:last]) for first, last in self._batches(len(captions))]
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
-    def _texts(self, captions: Sequence[str]) -> npt.NDArray[np.float16]:
+    def _texts(self, captions: Sequence[str]) -> Texts:
         padded = [*captions, *[captions[-1]] * (self.batch_size - len(captions))]
-        embeddings, _ = self.pipeline.encode_prompt(padded, self.device, 1, False)
-        half: npt.NDArray[np.float16] = embeddings[: len(captions)].to(torch.float16).cpu().numpy()
-        return half
+        encoded, _ = self._encode(padded, guided=False)
+        return {name: value[: len(captions)] for name, value in encoded.items()}
+
+    @torch.inference_mode()
+    def no_text(self) -> Texts:
+        """What stands for no prompt in guided sampling: :meth:`texts` of one, without its first axis."""
+        if not self.cache_text:
+            return {"text": self.texts([""])["text"][0]}
+        # As the pipeline does it: some encode the empty prompt, some take zeros.
+        _, unguided = self._encode([""] * self.batch_size, guided=True)
+        return {name: value[0] for name, value in unguided.items()}
+
+    def _encode(self, captions: list[str], guided: bool) -> tuple[Texts, Texts]:
+        """Captions and, where ``guided``, what stands for none beside each."""
+        encoded = self.pipeline.encode_prompt(
+            captions, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
+        )
+        # Text and pooled text one after the other, each followed by that of no prompt, which is None if not guided.
+        columns = ("text", "pooled")[: len(encoded) // 2]
+        captioned, unguided = (
+            {
+                name: value.to(torch.float16).cpu().numpy()
+                for name, value in zip(columns, values, strict=True)
+                if value is not None
+            }
+            for values in (encoded[::2], encoded[1::2])
+        )
+        return captioned, unguided
 
     def _batches(self, rows: int) -> Iterator[tuple[int, int]]:
         return ((first, min(first + self.batch_size, rows)) for first in range(0, rows, self.batch_size))
@@ -116,9 +153,13 @@ class Encoder:
 
 
 def network_hashes(pipeline: StableDiffusionPipeline) -> dict[str, str]:
-    """Digests of what decides cached numbers: ``vae`` and ``text_encoder`` (its tokenizer included)."""
-    vocabulary = json.dumps(pipeline.tokenizer.get_vocab(), sort_keys=True)
-    return {"vae": _digest(pipeline.vae), "text_encoder": _digest(pipeline.text_encoder, vocabulary.encode())}
+    """Digests of what decides cached numbers: ``vae``, and each text encoder with its tokenizer."""
+    digests = {"vae": _digest(pipeline.vae)}
+    for name in text_encoders(pipeline):
+        tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
+        vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        digests[name] = _digest(getattr(pipeline, name), vocabulary.encode())
+    return digests
 
 
 def _digest(module: torch.nn.Module, extra: bytes = b"") -> str:

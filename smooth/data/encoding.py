@@ -31,8 +31,8 @@ class Networks(Protocol):
     def moments(self, pixels: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float16]:
         """(N, S, S, 3) -> (N, 2C, H, W)."""
 
-    def texts(self, captions: Sequence[str], /) -> npt.NDArray[Any]:
-        """N captions -> (N, L, D) or (N, L)."""
+    def texts(self, captions: Sequence[str], /) -> dict[str, npt.NDArray[Any]]:
+        """N captions -> ``text`` (N, L, D) or (N, L), and ``pooled`` (N, P) where there is one."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Plan:
     settings: LatentsConfig
     latent_shape: tuple[int, ...]
     text_shape: tuple[int, ...]
+    pooled_width: int = 0  # 0: no pooled embedding
 
 
 class Seen(NamedTuple):
@@ -81,7 +82,7 @@ class PartEncoder:
         """
         plan = self.plan
         reader = ShardReader(plan.source, shard, plan.encoding)
-        layouts = schema.rows_schema(plan.latent_shape), schema.texts_schema(plan.text_shape)
+        layouts = schema.rows_schema(plan.latent_shape), schema.texts_schema(plan.text_shape, plan.pooled_width)
         with parts.writing(plan.folder, part, *layouts) as files:
             encoding = _Encoding(plan.settings, self.networks, files)
             with ThreadPoolExecutor(DECODE_THREADS) as threads:
@@ -144,13 +145,13 @@ class _Encoding:
         if not new:
             return
         texts = self.networks.texts(new)
-        finite = np.isfinite(texts).reshape(len(new), -1).all(axis=1)
+        finite = np.all([np.isfinite(values).reshape(len(new), -1).all(axis=1) for values in texts.values()], axis=0)
         numbers = np.cumsum(finite) - 1 + self.texts_written
         for caption, good, number in zip(new, finite, numbers, strict=True):
             self.text_rows[caption] = int(number) if good else NO_TEXT
         self.texts_written += int(finite.sum())
         kept = [caption for caption, good in zip(new, finite, strict=True) if good]
-        self.files.texts.add({"caption": kept, "text": texts[finite]})
+        self.files.texts.add({"caption": kept, **{name: values[finite] for name, values in texts.items()}})
 
     def _write_rows(self, rows: list[Row]) -> None:
         if rows:

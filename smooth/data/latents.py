@@ -48,13 +48,14 @@ def run(config: RunConfig) -> dict[str, Any]:
     source = config.stage_dir("ingest")
     ingested = store.read_manifest(source)
     encoder = Encoder(config.model.base, config.model.revision, config.latents.cache_text)
-    null_text = encoder.texts([""])[0]
+    no_text = encoder.no_text()
+    text_shape, pooled_width = no_text["text"].shape, no_text["pooled"].size if "pooled" in no_text else 0
     latent_shape = encoder.latent_shape(config.latents.image_size)
-    plan = Plan(source, folder, ingested["encoding"], config.latents, latent_shape, null_text.shape)
+    plan = Plan(source, folder, ingested["encoding"], config.latents, latent_shape, text_shape, pooled_width)
     hashes = {**encoder.hashes(), "preprocessing": pictures.preprocessing(config.latents)}
     named = [(parts.identity(hashes, shard.sha256), shard) for shard in Shard.of(ingested)]
     shards = dict(named)
-    null_bytes = _safetensors(null_text)
+    null_bytes = _safetensors(no_text)
     store.write_bytes(store.join(folder, schema.NULL_TEXT), null_bytes)
 
     done = parts.finished(folder, shards)
@@ -73,7 +74,9 @@ def run(config: RunConfig) -> dict[str, Any]:
         **_counts(files, ingested["kept"]),
         "ingest": ingested["digest"],
         "latent_shape": list(latent_shape),
-        "text_shape": list(null_text.shape),
+        "text_shape": list(text_shape),
+        "pooled_width": pooled_width,
+        "image_size": config.latents.image_size,
         "scaling_factor": encoder.scaling_factor,
         **hashes,
         "null_text": hashlib.sha256(null_bytes).hexdigest(),
@@ -174,8 +177,8 @@ def _encode(config: RunConfig, plan: Plan, missing: dict[str, Shard], done: int)
         raise store.ArtifactError(f"{len(broken)} of {len(missing)} shards can't be encoded: " + "; ".join(broken[:3]))
 
 
-def _safetensors(text: npt.NDArray[Any]) -> bytes:
+def _safetensors(tensors: dict[str, npt.NDArray[Any]]) -> bytes:
     from safetensors.numpy import save
 
-    data: bytes = save({"text": text})
+    data: bytes = save(tensors)
     return data

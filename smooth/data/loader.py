@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +31,27 @@ class Batch:
     direction: Tensor  # BxCxHxW float32, N(0, 1) / sqrt(C H W): unit length in expectation
     text: Tensor  # BxLxD float32, the text encoder's output; BxL int64 token ids where the data set holds those
     indices: Tensor  # (B,) int64, global sample indices; always on the CPU
+    added: dict[str, Tensor] = field(default_factory=dict)  # what XL is told besides: text_embeds BxP, time_ids Bx6
 
     def to(self, device: torch.device) -> Batch:
         """The batch with all but the indices on ``device``."""
+        tensors = {name: value for name, value in vars(self).items() if name not in ("indices", "added")}
         return replace(
-            self, **{item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "indices"}
+            self,
+            **{name: value.to(device) for name, value in tensors.items()},
+            added={name: value.to(device) for name, value in self.added.items()},
         )
+
+
+class _Sample(NamedTuple):
+    """One of a batch."""
+
+    latents: Tensor
+    noise: Tensor
+    direction: Tensor
+    text: Tensor
+    timestep: int
+    added: dict[str, Tensor]
 
 
 class LatentLoader:
@@ -54,14 +70,14 @@ class LatentLoader:
         """The samples ``indices`` of the run. For one thread at a time."""
         samples = [self._sample(index) for index in indices]
         self._read_ahead(indices[-1])
-        latents, noise, direction, text = (torch.stack(part) for part in list(zip(*samples, strict=True))[:4])
         return Batch(
-            latents=latents,
-            noise=noise,
-            timesteps=torch.tensor([sample[4] for sample in samples]),
-            direction=direction,
-            text=text,
+            latents=torch.stack([sample.latents for sample in samples]),
+            noise=torch.stack([sample.noise for sample in samples]),
+            timesteps=torch.tensor([sample.timestep for sample in samples]),
+            direction=torch.stack([sample.direction for sample in samples]),
+            text=torch.stack([sample.text for sample in samples]),
             indices=torch.tensor(list(indices)),
+            added={name: torch.stack([sample.added[name] for sample in samples]) for name in samples[0].added},
         )
 
     def micro_batches(
@@ -72,21 +88,22 @@ class LatentLoader:
         start = samples_seen + rank * share
         return [self.batch(range(first, first + micro_batch)) for first in range(start, start + share, micro_batch)]
 
-    def _sample(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        """Latents, noise, direction (C, H, W), text (L, D) or (L,) and the timestep of a sample."""
-        moments, text = self.dataset.row(self._row_number(index))
+    def _sample(self, index: int) -> _Sample:
+        """The sample's row with all its draws."""
+        row = self.dataset.row(self._row_number(index))
         shape = self.dataset.latent_shape
-        mean, log_variance = torch.from_numpy(moments.astype(np.float32)).chunk(2)
+        mean, log_variance = torch.from_numpy(row.moments.astype(np.float32)).chunk(2)
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
         latents = (mean + deviation * self._normal(index, Stream.POSTERIOR)) * self.dataset.scaling_factor
         null_text = self.dataset.null_text
         dropped = self._draws(index, Stream.DROPOUT).random() < self.caption_dropout
-        return (
+        return _Sample(
             latents,
             self._normal(index, Stream.NOISE),
             self._normal(index, Stream.DIRECTION) / math.sqrt(math.prod(shape)),
-            null_text if dropped else torch.from_numpy(text).to(null_text.dtype),
+            null_text if dropped else torch.from_numpy(row.text).to(null_text.dtype),
             int(self._draws(index, Stream.TIMESTEP).integers(self.timesteps)),
+            self.dataset.added(row, without_text=dropped),
         )
 
     def _row_number(self, index: int) -> int:

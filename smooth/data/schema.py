@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-NULL_TEXT = "null_text.safetensors"  # the empty prompt's `text`, same shape and dtype, under the key "text"
+NULL_TEXT = "null_text.safetensors"  # what stands for no prompt: the texts' tensors by the names of their columns
 
 
 def rows_schema(latent_shape: Sequence[int]) -> pa.Schema:
@@ -47,9 +47,13 @@ def rows_schema(latent_shape: Sequence[int]) -> pa.Schema:
     )
 
 
-def texts_schema(text_shape: Sequence[int]) -> pa.Schema:
-    """Schema of a part's distinct captions. ``text_shape`` is (L, D) for embeddings, (L,) for token ids."""
+def texts_schema(text_shape: Sequence[int], pooled_width: int = 0) -> pa.Schema:
+    """Schema of a part's distinct captions. ``text_shape`` is (L, D) for embeddings, (L,) for token ids.
+
+    ``pooled_width`` is that of the pooled embedding beside it, 0 where the model has none.
+    """
     ids = len(text_shape) == 1
+    pooled = _tensor_field("pooled", pa.float16(), (pooled_width,), layout="D", unit="pooled embedding of the caption")
     return pa.schema(
         [
             pa.field("caption", pa.string(), nullable=False),
@@ -58,8 +62,9 @@ def texts_schema(text_shape: Sequence[int]) -> pa.Schema:
                 pa.int32() if ids else pa.float16(),
                 tuple(text_shape),
                 layout="L" if ids else "LD",
-                unit="token ids" if ids else "the text encoder's last hidden state",
+                unit="token ids" if ids else "the text encoders' hidden states",
             ),
+            *([pooled] if pooled_width else []),
         ],
         metadata={"smooth.text_shape": json.dumps([*text_shape])},
     )

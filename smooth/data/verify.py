@@ -85,7 +85,10 @@ def _part_faults(folder: str, manifest: dict[str, Any], facts: parts.Facts) -> I
 
 def _content_faults(folder: str, manifest: dict[str, Any], facts: parts.Facts) -> Iterator[str]:
     """What is wrong with a part whose bytes are those that were written."""
-    layouts = schema.rows_schema(manifest["latent_shape"]), schema.texts_schema(manifest["text_shape"])
+    layouts = (
+        schema.rows_schema(manifest["latent_shape"]),
+        schema.texts_schema(manifest["text_shape"], manifest.get("pooled_width", 0)),
+    )
     texts: list[str] = []
     for file, layout, name in zip(parts.files_of(facts)[::-1], layouts[::-1], ("text", "moments"), strict=True):
         fs, inner = store.filesystem(store.join(folder, file["name"]))

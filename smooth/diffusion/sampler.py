@@ -77,9 +77,12 @@ def sample(
         (B, H, W, 3) uint8, 0 to 255.
     """
     latents = noises.to(device=pipeline.device, dtype=pipeline.dtype)
+    height, width = (int(pipeline.vae_scale_factor) * side for side in noises.shape[-2:])
     pictures: npt.NDArray[np.float32] = pipeline(
         prompt=list(prompts),
         latents=latents,
+        height=height,
+        width=width,
         num_inference_steps=steps,
         guidance_scale=guidance,
         eta=0.0,

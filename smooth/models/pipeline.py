@@ -1,9 +1,9 @@
-"""Load a Stable Diffusion pipeline by path, hub id or built-in name."""
+"""Load a Stable Diffusion (or XL) pipeline by path, hub id or built-in name."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -37,11 +37,11 @@ def load_pipeline(
     Raises:
         ModelError: the base or the adapter can't be read. Only safetensors are, never pickles.
     """
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler, DiffusionPipeline
 
     folder = resolve_model(base)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline: Any = DiffusionPipeline.from_pretrained(
             folder, revision=revision, dtype=dtype, use_safetensors=True, safety_checker=None
         )
     except OSError as error:
@@ -56,6 +56,11 @@ def load_pipeline(
         if not Path(lora).exists():
             raise ModelError(f"no LoRA weights at {lora}")
         pipeline.load_lora_weights(str(lora))
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        module.requires_grad_(False).eval()
-    return pipeline
+    for name in ("unet", "vae", *text_encoders(pipeline)):
+        getattr(pipeline, name).requires_grad_(False).eval()
+    return cast("StableDiffusionPipeline", pipeline)
+
+
+def text_encoders(pipeline: Any) -> list[str]:
+    """Names of a pipeline's text encoders: one, or two in XL."""
+    return [name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None]

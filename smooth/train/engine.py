@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,12 +18,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from smooth.config import TrainConfig
-from smooth.diffusion.estimators import Denoiser
 from smooth.models import trained
 from smooth.train.optimizer import AVERAGE, AveragingAdamW
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS: Final = "weights"
+
+Added = Mapping[str, Tensor]  # what a UNet is told besides the text, by diffusers' names; B rows each
 
 Scaler = dict[str, float]  # state of the loss scaling, plain numbers; empty where there is none
 
@@ -37,12 +38,20 @@ def start_engine(unet: UNet2DConditionModel, config: TrainConfig, seed: int, dev
     return ZeroEngine(unet, config, seed, device)
 
 
+class Conditioned(Protocol):
+    """A denoiser that may be told more than the text."""
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor, added: Added | None = None) -> Tensor:
+        """The output for x_t kBxCxHxW: ``added`` of B samples goes for their k copies one after another."""
+        ...
+
+
 class Engine(ABC):
     """A UNet in training. Built on every rank, after the process group."""
 
     settings: Mapping[str, Any] = {}  # of the library underneath, to be kept beside the checkpoint
     gathers_weights = False  # whether a forward pass is a collective: all ranks call it or none
-    probe: Denoiser | None = None
+    probe: Conditioned | None = None
     """The way to the output for a gradient by the noise alone; None: the output of a step serves that, too."""
 
     def __init__(self, unet: UNet2DConditionModel, config: TrainConfig, seed: int, device: torch.device) -> None:
@@ -56,8 +65,13 @@ class Engine(ABC):
             unet.enable_gradient_checkpointing()
 
     @abstractmethod
-    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor, added: Added | None = None) -> Tensor:
         """The UNet's output in float32: x_t BxCxHxW, timesteps (B,), text BxLxD => BxCxHxW."""
+
+    def _told(self, text: Tensor, added: Added | None) -> dict[str, Any]:
+        """The conditions as the UNet takes them."""
+        copies = {name: value.repeat(len(text) // len(value), 1) for name, value in (added or {}).items()}
+        return {"encoder_hidden_states": text.to(self.dtype), "added_cond_kwargs": copies or None}
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -169,11 +183,11 @@ class PlainEngine(Engine):
         self._micro_step = 0
         self._gradient_norm = 0.0
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor, added: Added | None = None) -> Tensor:
         """The UNet's output in float32: x_t BxCxHxW, timesteps (B,), text BxLxD => BxCxHxW."""
         mixed = self.config.precision != "fp32"
         with self._syncing(), torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            output = self._module(noisy.to(self.dtype), timesteps, encoder_hidden_states=text.to(self.dtype))
+            output = self._module(noisy.to(self.dtype), timesteps, **self._told(text, added))
         return cast(Tensor, output.sample.float())
 
     def _syncing(self) -> AbstractContextManager[None]:

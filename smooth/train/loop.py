@@ -230,7 +230,7 @@ def check_networks(dataset: LatentsDataset, pipeline: StableDiffusionPipeline, j
         TrainError: the data set was made by other networks than the base's.
     """
     now = network_hashes(pipeline)
-    other = [name for name, digest in dataset.networks.items() if now[name] != digest]
+    other = [name for name, digest in dataset.networks.items() if now.get(name) != digest]
     if other:
         raise TrainError(
             f"{job.latents} was made with another {' and '.join(other)} than that of model.base={job.base}; run the "

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from smooth.data.loader import Batch
-from smooth.diffusion.estimators import Denoise, Denoiser, Estimate, denoise_from, norms_only
+from smooth.diffusion.estimators import Denoise, Estimate, denoise_from, norms_only
 from smooth.diffusion.objective import denoising_loss
 from smooth.diffusion.schedule import NoiseSchedule
 from smooth.diffusion.variation import StepwiseVariation, global_mean
-from smooth.train.engine import Engine
+from smooth.train.engine import Conditioned, Engine
 from smooth.train.times import StepTimes
 
 
@@ -120,8 +121,9 @@ class TrainingStep:
 
         return timed
 
-    def _denoise(self, batch: Batch, network: Denoiser) -> Denoise:
-        return denoise_from(network, self.schedule, batch.latents, batch.timesteps, batch.text)
+    def _denoise(self, batch: Batch, network: Conditioned) -> Denoise:
+        told = partial(network, added=batch.added) if batch.added else network
+        return denoise_from(told, self.schedule, batch.latents, batch.timesteps, batch.text)
 
     def _result(self, rows: Tensor, updated: bool) -> StepResult:
         """The step's means over all ranks of the rows of :meth:`_micro_step`."""

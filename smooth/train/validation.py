@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smooth.data.dataset import LatentsDataset
 from smooth.data.draws import Stream, generator
-from smooth.diffusion.estimators import Denoiser
+from smooth.train.engine import Conditioned
 from smooth.train.text import Embed
 
 PICTURES = 8
@@ -39,19 +39,24 @@ class Validator:
         rows = range(min(PICTURES, len(dataset)))
         draws = [generator(seed, row, Stream.VALIDATION).standard_normal(dataset.latent_shape) for row in rows]
         self.noise = torch.from_numpy(np.stack(draws)).float().to(device)
-        texts = torch.from_numpy(np.stack([dataset.row(row)[1] for row in rows]))
+        shown = [dataset.row(row) for row in rows]
+        texts = torch.from_numpy(np.stack([row.text for row in shown]))
         self.text = embed(texts.to(dataset.null_text.dtype)).to(device)
         self.null_text = embed(dataset.null_text[None]).to(device).expand_as(self.text)
 
+        # As the network takes them in guided sampling: all without their captions, then all with them.
+        told = [dataset.added(row, without_text=without) for without in (True, False) for row in shown]
+        self.added = {name: torch.stack([one[name] for one in told]).to(device) for name in told[0]}
+
     @torch.no_grad()
-    def sample(self, network: Denoiser) -> Tensor:
+    def sample(self, network: Conditioned) -> Tensor:
         """Denoised latents, BxCxHxW float32, with classifier-free guidance."""
         self.scheduler.set_timesteps(STEPS)
         latents: Tensor = self.noise * self.scheduler.init_noise_sigma
         both_texts = torch.cat([self.null_text, self.text])
         for timestep in self.scheduler.timesteps:
             timesteps = timestep.to(latents.device).expand(len(both_texts))
-            free, guided = network(torch.cat([latents, latents]), timesteps, both_texts).chunk(2)
+            free, guided = network(torch.cat([latents, latents]), timesteps, both_texts, self.added).chunk(2)
             output = free + self.guidance * (guided - free)
             latents = self.scheduler.step(output, timestep, latents).prev_sample
         return latents

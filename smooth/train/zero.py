@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch.nn import functional
 
 from smooth.config import TrainConfig
-from smooth.train.engine import WEIGHTS, Engine, Scaler
+from smooth.train.engine import WEIGHTS, Added, Engine, Scaler
 from smooth.train.optimizer import AveragingAdamW
 
 SCALER: Final = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of its DynamicLossScaler
@@ -67,14 +67,16 @@ class ZeroEngine(Engine):
             # DeepSpeed does it after the first update, but a checkpoint comes before.
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, text: Tensor, added: Added | None = None) -> Tensor:
         """The UNet's output in float32: x_t BxCxHxW, timesteps (B,), text BxLxD => BxCxHxW."""
         # ZeRO-3 counts micro-steps by forward calls of the engine. Stages 1 and 2 do without, and its backward hooks
         # would take the pass that gives the gradient to the noise for the step's own.
-        return self._run(self._engine if self.gathers_weights else self._engine.module, noisy, timesteps, text)
+        return self._run(self._engine if self.gathers_weights else self._engine.module, noisy, timesteps, text, added)
 
-    def _run(self, module: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        output = module(noisy.to(self.dtype), timesteps, encoder_hidden_states=text.to(self.dtype))
+    def _run(
+        self, module: nn.Module, noisy: Tensor, timesteps: Tensor, text: Tensor, added: Added | None = None
+    ) -> Tensor:
+        output = module(noisy.to(self.dtype), timesteps, **self._told(text, added))
         return cast(Tensor, output.sample.float())
 
     def backward(self, loss: Tensor) -> None:

@@ -36,7 +36,7 @@ class Actor:
 
         torch.set_num_threads(1)
         self.encoder = Encoder(base, None, settings.cache_text, batch_size=settings.batch_size)
-        shape, text = self.encoder.latent_shape(settings.image_size), self.encoder.texts([""]).shape[1:]
+        shape, text = self.encoder.latent_shape(settings.image_size), self.encoder.no_text()["text"].shape
         self.plan = Plan(source, "", encoding, settings, shape, text)
         self.make = PartEncoder
         self.tensors: list[tuple[Any, Any]] = []

@@ -229,7 +229,7 @@ def test_token_ids_become_the_embeddings_that_would_have_been_cached(
     source = encoded.stage_dir("ingest")
     shard = Shard.of(store.read_manifest(source))[0]
     encoder = Encoder(tiny_base, None, cache_text=False, batch_size=8)
-    null_text = encoder.texts([""])
+    null_text = encoder.texts([""])["text"]
     plan = Plan(source, str(tmp_path), "png", encoded.latents, encoder.latent_shape(64), null_text.shape[1:])
     PartEncoder(plan, encoder)(shard, "ids", lambda *_: None)
     texts = pq.read_table(tmp_path / parts.file_names("ids")[1])

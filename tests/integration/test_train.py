@@ -57,7 +57,7 @@ class Runner:
         )
         latents = Path(config.stage_dir("latents"))
         if not latents.exists():
-            texts = Encoder(self.base, None, config.latents.cache_text).texts([*CAPTIONS, ""])
+            texts = Encoder(self.base, None, config.latents.cache_text).texts([*CAPTIONS, ""])["text"]
             shape = shapes_of(self.base)["latent_shape"]
             write_latents(latents, rows=ROWS, latent_shape=shape, text_shape=texts.shape[1:], texts=texts)
         return config

@@ -35,15 +35,16 @@ def test_the_paper_recipe_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "zero_stage", "method"),
+    ("name", "size", "batch", "zero_stage", "method"),
     [
-        ("sd15-laion", (3, 4, 8), 2, "lora"),
-        ("sd15-8xh100", (12, 8, 1), 0, "lora"),
-        ("sd15-full", (12, 8, 1), 3, "full"),
+        ("sd15-laion", 512, (3, 4, 8), 2, "lora"),
+        ("sd15-8xh100", 512, (12, 8, 1), 0, "lora"),
+        ("sd15-full", 512, (12, 8, 1), 3, "full"),
+        ("sdxl-lora", 1024, (4, 8, 3), 2, "lora"),
     ],
 )
 def test_every_recipe_takes_the_papers_96_samples_a_step(
-    name: str, batch: tuple[int, int, int], zero_stage: int, method: str
+    name: str, size: int, batch: tuple[int, int, int], zero_stage: int, method: str
 ) -> None:
     config = RunConfig.load(name)
     train = config.train
@@ -51,7 +52,7 @@ def test_every_recipe_takes_the_papers_96_samples_a_step(
     assert math.prod(batch) == train.global_batch_size == 96
     assert (train.zero_stage, train.method, train.gpus_per_worker) == (zero_stage, method, 1)
     assert train.variation.weight == 1
-    assert (config.ingest.image_size, config.latents.image_size) == (512, 512)
+    assert (config.ingest.image_size, config.latents.image_size) == (size, size)
     assert config.latents.actors == config.evaluate.actors == train.workers
 
 

@@ -45,7 +45,7 @@ def _by_index(batches: list[Batch]) -> dict[int, dict[str, Tensor]]:
     for batch in batches:
         for place, index in enumerate(batch.indices.tolist()):
             assert index not in samples
-            samples[index] = {name: value[place] for name, value in vars(batch).items()}
+            samples[index] = {name: value[place] for name, value in vars(batch).items() if name != "added"}
     return samples
 
 

@@ -39,10 +39,10 @@ class Arithmetic:
         means = np.where(means == 255, np.inf, means)  # a white picture is one that the VAE can't bear
         return np.concatenate([means, means], axis=1).astype(np.float16)
 
-    def texts(self, captions: Sequence[str]) -> npt.NDArray[Any]:
+    def texts(self, captions: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         self.captions += captions
         lengths = np.array([np.nan if caption == "nan" else len(caption) for caption in captions])
-        return np.broadcast_to(lengths[:, None, None], (len(captions), *TEXT)).astype(np.float16)
+        return {"text": np.broadcast_to(lengths[:, None, None], (len(captions), *TEXT)).astype(np.float16)}
 
 
 def pixels_of(number: int) -> npt.NDArray[np.uint8]:

@@ -65,7 +65,7 @@ def _batch(count: int = 4, first: int = 0) -> Batch:
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    pieces = {name: value.chunk(parts) for name, value in vars(batch).items()}
+    pieces = {name: value.chunk(parts) for name, value in vars(batch).items() if name != "added"}
     return [Batch(**{name: value[part] for name, value in pieces.items()}) for part in range(parts)]
 
 
