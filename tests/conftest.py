@@ -33,7 +33,6 @@ SERVICES = {
         "test_latents",
         "test_retry",
         "test_train",
-        "test_xl",
     ),
 }
 

@@ -126,14 +126,6 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     assert launch.run(config) == store.read_manifest(folder)
 
 
-def test_one_worker_trains_the_same_as_two(runner: Runner, uninterrupted: dict[str, Any]) -> None:
-    config = runner.config("single", "train.workers=1", "train.zero_stage=0")
-    manifest = launch.run(config)
-    for metric in ("loss", "loss_base", "norm", "target"):
-        assert runner.history(manifest, metric) == pytest.approx(runner.history(uninterrupted, metric), rel=1e-3)
-    _assert_same_adapter(config.stage_dir("train"), uninterrupted["folder"], tolerance=0.02)
-
-
 def _kill_a_worker_after(checkpoints: Path, step: int) -> None:
     """Kill one training process of this test's own Ray once the checkpoint of ``step`` is registered."""
     snapshot = checkpoints / "checkpoint_manager_snapshot.json"

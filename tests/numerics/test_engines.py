@@ -21,7 +21,7 @@ LONG = "SMOOTH_PARITY_STEPS" in os.environ
 STEPS = int(os.environ.get("SMOOTH_PARITY_STEPS", "3"))
 STAGES = (0, 1, 2, 3)
 ESTIMATORS = ("one_sided_difference", "central_difference", "double_backward")
-BRIEF = {(2, "double_backward"), (0, "double_backward"), *((stage, "one_sided_difference") for stage in (0, 2, 3))}
+BRIEF = {(stage, "one_sided_difference") for stage in (0, 2, 3)}  # tests/numerics/test_ranks.py has all gradients
 RESUMING = STAGES if LONG else (0, 2, 3)
 CURVES = [
     Plan(f"{estimator}-{stage}", stage, STEPS, {"variation": {"estimator": estimator, "weight": 1e-2}})
