@@ -174,7 +174,7 @@ class TrainConfig(Section):
     best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept beside the latest", ge=1)
     validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
     max_failures: int = runtime(2, "worker failures survived before the stage fails", ge=0)
-    max_skipped: int = Field(5, ge=0, description="steps in a row left out for a loss or gradient that is not finite")
+    max_skipped: int = runtime(5, "steps in a row left out for a loss or gradient that is not finite", ge=0)
 
     @property
     def accumulation(self) -> int:
