@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -191,16 +192,18 @@ def _restored() -> Iterator[Path | None]:
 def _report(write: Callable[[Path], None], step: int, loss: float) -> None:
     """Let rank 0 write the checkpoint, and Ray upload it while training goes on; Ray knows it when it is whole."""
     folder = Path(tempfile.mkdtemp(prefix="smooth-checkpoint-"))
-    write(folder)
-    wrote = any(folder.iterdir())
+    with ExitStack() as failed:
+        failed.callback(shutil.rmtree, folder, ignore_errors=True)  # on a full disk it must not stay
+        write(folder)
+        wrote = any(folder.iterdir())
+        if wrote:
+            failed.pop_all()
     ray.train.report(
         {"step": step, "loss": loss},
         checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if wrote else None,
         checkpoint_dir_name=f"step-{step:06d}",
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # removes the folder afterwards
     )
-    if not wrote:
-        folder.rmdir()
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> dict[str, float | int | str]:
