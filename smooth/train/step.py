@@ -104,16 +104,19 @@ class TrainingStep:
             self.times.mark("forward")
             return output, None
         probe = None if self.engine.probe is None else self._denoise(batch, self.engine.probe)
+        # With a probe, the base point and the displaced one go through the network together: the forward pass.
         estimate = self.variation.estimator(self._timed(denoise), batch.noise, batch.direction, probe)
         self.times.mark("regularizer")
         return estimate.output, estimate
 
     def _timed(self, denoise: Denoise) -> Denoise:
-        """Take the first pass for the step's own and all that follows for the regularizer's."""
+        """Take the first pass for the step's own; what comes before and after it is the regularizer's."""
         passes = 0
 
         def timed(noise: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal passes
+            if not passes:
+                self.times.mark("regularizer")
             result = denoise(noise)
             self.times.mark("regularizer" if passes else "forward")
             passes += 1
