@@ -49,6 +49,11 @@ def load_pipeline(
             f"model.base={base} can't be loaded: {error}. Give a diffusers folder with safetensors, or a hub id "
             "on a machine that reaches the hub (or has it in its cache: HF_HOME)"
         ) from error
+    if missing := [name for name in ("unet", "vae", "text_encoder") if getattr(pipeline, name, None) is None]:
+        raise ModelError(
+            f"model.base={base} is a {type(pipeline).__name__} without {' and '.join(missing)}; give a Stable "
+            "Diffusion or Stable Diffusion XL pipeline"
+        )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
