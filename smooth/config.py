@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from smooth import store
 from smooth.overrides import ConfigError as ConfigError
@@ -29,6 +29,7 @@ from smooth.sections import LoraConfig as LoraConfig
 from smooth.sections import ModelConfig as ModelConfig
 from smooth.sections import RegisterConfig as RegisterConfig
 from smooth.sections import Section as Section
+from smooth.sections import Size as Size
 from smooth.sections import StorageConfig as StorageConfig
 from smooth.sections import TrainConfig as TrainConfig
 from smooth.sections import VariationConfig as VariationConfig
@@ -37,7 +38,7 @@ Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
-STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 2, "train": 2, "evaluate": 2, "register": 1}
+STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 2, "register": 1}
 
 
 class RunConfig(Section):
@@ -55,6 +56,15 @@ class RunConfig(Section):
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _buckets_have_their_pictures(self) -> Self:
+        if self.ingest.resize_mode == "center_crop" and any(height != width for height, width in self.latents.buckets):
+            raise ValueError(
+                "latents.buckets: ingest.resize_mode=center_crop leaves nothing but squares; set "
+                "ingest.resize_mode=keep_ratio"
+            )
+        return self
 
     @classmethod
     def load(cls, preset: str = "tiny", overrides: Sequence[str] = ()) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +16,10 @@ def runtime(default: Any, description: str, **constraints: Any) -> Any:
 def note(description: str) -> Any:
     """A field that says something of the data and changes nothing: not in the fingerprint, either."""
     return runtime(None, description)
+
+
+Side = Annotated[int, Field(ge=8)]
+Size = tuple[Side, Side]  # of a picture: height, width in pixels
 
 
 class Section(BaseModel):
@@ -63,7 +68,10 @@ class IngestConfig(Section):
     source: str | None = note("where the list is from, for the manifest and for MLflow")
     licence: str | None = note("of its pictures, as far as one is known")
     columns: dict[str, str] = Field({}, description="names of the list's columns that are not known: {URL: link}")
-    image_size: int = Field(512, ge=8, description="pixels; the shorter side is resized to it and the centre kept")
+    image_size: int = Field(512, ge=8, description="pixels; the shorter side is resized to it")
+    resize_mode: Literal["center_crop", "keep_ratio"] = Field(
+        "center_crop", description="keep the square in the centre, or the whole picture, as latents.buckets want it"
+    )
     min_size: int = Field(0, ge=0, description="pixels; smallest WIDTH and HEIGHT that is fetched")
     max_aspect: float | None = Field(None, ge=1, description="largest ratio of the longer side to the shorter")
     min_aesthetic: float | None = Field(None, description="smallest AESTHETIC_SCORE")
@@ -106,14 +114,36 @@ class LatentsConfig(Section):
     """How pictures become cached VAE latents and text embeddings (Ray Data)."""
 
     image_size: int = Field(512, ge=8, description="pixels; a multiple of the VAE's downsampling")
+    buckets: tuple[Size, ...] = Field(
+        (),
+        description="sizes instead of a square: [[512, 512], [416, 608]], height and width in pixels; a picture goes "
+        "to the one of the nearest aspect. About equal areas keep losses and norms comparable",
+    )
     cache_text: bool = Field(True, description="cache the text encoder's output; false caches token ids")
-    crop: Literal["centre", "random"] = Field("centre", description="square that is shown; random ones vary in size")
+    crop: Literal["centre", "random"] = Field("centre", description="part that is shown; random ones vary in size")
     crops: int = Field(1, ge=1, le=64, description="rows a picture gives, each a random crop of its own")
     seed: int = Field(0, ge=0, description="of the random crops")
     flip: bool = Field(False, description="each row is followed by one of its mirror image")
     batch_size: int = runtime(16, "pictures a VAE call encodes", ge=1)
     actors: int = runtime(1, "encoding actors", ge=1)
     gpus_per_actor: float = runtime(0.0, "GPUs each actor holds", ge=0)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Height and width in pixels of each bucket; one square where there are none."""
+        return self.buckets or ((self.image_size, self.image_size),)
+
+    @model_validator(mode="after")
+    def _buckets_differ(self) -> Self:
+        by_aspect: dict[Fraction, Size] = {}
+        for height, width in self.buckets:
+            other = by_aspect.setdefault(Fraction(width, height), (height, width))
+            if other != (height, width) or self.buckets.count(other) > 1:
+                raise ValueError(
+                    f"latents.buckets: {list(other)} and {[height, width]} have the same aspect, and pictures go by "
+                    "that alone; keep one of them"
+                )
+        return self
 
     @model_validator(mode="after")
     def _crops_differ(self) -> Self:

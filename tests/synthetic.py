@@ -21,6 +21,7 @@ def write_latents(
     rows: int = 50,
     files: int = 2,
     latent_shape: tuple[int, int, int] = (4, 16, 16),
+    wide: tuple[int, int, int] | None = None,
     text_shape: tuple[int, ...] = (24, 192),
     captions: int | None = None,
     texts: NDArray[Any] | None = None,
@@ -28,7 +29,7 @@ def write_latents(
     """A latents folder: means ~ N(0, 1), log-variances around -4, text ~ N(0, 1) where no ``texts`` are given.
 
     Row i has the caption "picture i", counted anew after ``captions`` of them; the last of ``texts`` is the
-    empty prompt's.
+    empty prompt's. Each third row has latents of the shape ``wide``, where it is given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True)
@@ -38,39 +39,51 @@ def write_latents(
         drawn = scale * random.standard_normal((captions or rows, *text_shape))
         texts = np.concatenate([drawn, np.full((1, *text_shape), 7)]).astype(kind)
     texts, null_text = texts[:-1], texts[-1]
-    channels, height, width = latent_shape
+    shapes = [latent_shape, *([wide] if wide else [])]
     listed = []
     for number, part in enumerate(np.array_split(np.arange(rows), files)):
-        moments = random.standard_normal((len(part), 2 * channels, height, width))
-        moments[:, channels:] = 0.1 * moments[:, channels:] - 4
         distinct, text_row = np.unique(part % len(texts), return_inverse=True)
-        columns = {
-            "key": [f"{row:08d}" for row in part],
-            "caption": [f"picture {row % len(texts)}" for row in part],
-            "moments": moments.astype(np.float16),
-            "text_row": text_row,
-            "crop": np.tile(np.array([0, 0, 64, 64], np.int32), (len(part), 1)),
-            "flipped": [False] * len(part),
-            "original_size": np.full((len(part), 2), 64, np.int32),
-        }
+        sizes = (part % 3 == 2).astype(int) if wide else np.zeros(len(part), int)
         of_texts = {"caption": [f"picture {caption}" for caption in distinct], "text": texts[distinct]}
-        layouts = schema.rows_schema(latent_shape), schema.texts_schema(text_shape)
+        layouts = [schema.rows_schema(shape) for shape in shapes], schema.texts_schema(text_shape)
         with parts.writing(str(folder), str(number), *layouts) as files_of_part:
-            files_of_part.rows.add(columns)
-            files_of_part.texts.add(of_texts)
+            for size, shape in enumerate(shapes):
+                chosen = sizes == size
+                files_of_part.add(
+                    files_of_part.rows[size], _rows(random, part[chosen], text_row[chosen], shape, len(texts))
+                )
+            files_of_part.add(files_of_part.texts, of_texts)
         listed.append({**(parts.read_facts(str(folder), str(number)) or {}), "shard": f"{number:05d}.tar"})
     save_file({"text": null_text}, folder / schema.NULL_TEXT)
     manifest = {
         "stage": "latents",
         "ingest": "synthetic",
         "rows": rows,
-        "latent_shape": list(latent_shape),
+        "sizes": [[4 * side for side in shape[1:]] for shape in shapes],
+        "latent_shapes": [list(shape) for shape in shapes],
         "text_shape": list(text_shape),
         "scaling_factor": SCALING_FACTOR,
         "files": listed,
     }
     store.write_manifest(str(folder), manifest)
     return folder
+
+
+def _rows(
+    random: np.random.Generator, numbers: NDArray[Any], text_row: NDArray[Any], shape: tuple[int, int, int], texts: int
+) -> dict[str, Any]:
+    channels, height, width = shape
+    moments = random.standard_normal((len(numbers), 2 * channels, height, width))
+    moments[:, channels:] = 0.1 * moments[:, channels:] - 4
+    return {
+        "key": [f"{number:08d}" for number in numbers],
+        "caption": [f"picture {number % texts}" for number in numbers],
+        "moments": moments.astype(np.float16),
+        "text_row": text_row,
+        "crop": np.tile(np.array([0, 0, 64, 64], np.int32), (len(numbers), 1)),
+        "flipped": [False] * len(numbers),
+        "original_size": np.full((len(numbers), 2), 64, np.int32),
+    }
 
 
 def repeat_parts(folder: str | Path, times: int) -> None:

@@ -93,14 +93,16 @@ def _train(plan: Plan, root: Path, latents: Path) -> None:
     engine = start_engine(unet((16, 32), layers=1, text_width=32), config.train, config.seed, torch.device("cpu"))
     variation = StepwiseVariation(config.train.variation, dtype=engine.dtype)
     step = TrainingStep(engine, schedule(), variation)
-    loader = LatentLoader(LatentsDataset(str(latents)), seed=config.seed, timesteps=1000, caption_dropout=0.1)
+    loader = LatentLoader(
+        LatentsDataset(str(latents)), seed=config.seed, timesteps=1000, caption_dropout=0.1, global_batch_size=GLOBAL
+    )
     state = TrainState(seed=config.seed, data="synthetic")
     if plan.start is not None:
         state = _restore(root / plan.start / "checkpoint", engine, variation)
     losses, updated = [], []
     while state.step < plan.steps:
         engine.learning_rate = learning_rate(config.train, state.step + 1)
-        batches = loader.micro_batches(state.samples_seen, GLOBAL, MICRO, rank, ranks)
+        batches = loader.micro_batches(state.samples_seen, MICRO, rank, ranks)
         if rank == 0 and state.step + 1 in plan.broken:
             batches[0].latents[0, 0, 0, 0] = torch.inf
         result = step(batches)

@@ -18,10 +18,10 @@ from smooth.data.encoder import Encoder
 from smooth.data.shards import Shard, ShardReader
 
 NAME = "contact_sheet.png"
-PARTS, ROWS_OF_EACH = 4, 6  # evenly spread; a part's shard is read whole to find its pictures
+FILES, ROWS_OF_EACH = 4, 6  # evenly spread; a file's shard is read whole to find its pictures
 
 Item = TypeVar("Item")
-Pixels = npt.NDArray[np.uint8]  # (N, S, S, 3)
+Pixels = npt.NDArray[np.uint8]  # (N, H, W, 3)
 
 
 def write(config: RunConfig) -> tuple[str, float | None]:
@@ -46,8 +46,10 @@ def write(config: RunConfig) -> tuple[str, float | None]:
     shards = {shard.name: shard for shard in Shard.of(ingested)}
     bands: list[Pixels] = []
     differences: list[float] = []
-    for facts in spread([facts for facts in manifest["files"] if facts["rows"]], PARTS):
-        rows = _rows(store.join(folder, facts["name"]), facts["rows"])
+    sizes = len(manifest["latent_shapes"])
+    filled = [(facts, facts["latents"][size]) for size in range(sizes) for facts in manifest["files"]]
+    for facts, file in spread([(facts, file) for facts, file in filled if file["rows"]], max(FILES, sizes)):
+        rows = _rows(store.join(folder, file["name"]), file["rows"])
         decoded = encoder.pictures(schema.tensor(rows, "moments"))
         if shard := shards.get(facts["shard"]):
             reader = ShardReader(source, shard, ingested["encoding"])
@@ -80,7 +82,7 @@ def _rows(path: str, count: int) -> pa.Table:
 
 
 def _source(reader: ShardReader, row: dict[str, object], settings: LatentsConfig) -> npt.NDArray[np.uint8]:
-    """The pixels (S, S, 3) that a row was made of."""
+    """The pixels (H, W, 3) that a row was made of."""
     sample = reader.read(str(row["key"]))
     for view in pictures.views(sample.picture, sample.key, sample.original_size, settings):
         if (list(view.crop), view.flipped) == (row["crop"], row["flipped"]):
@@ -90,11 +92,13 @@ def _source(reader: ShardReader, row: dict[str, object], settings: LatentsConfig
 
 def _png(bands: list[Pixels]) -> bytes:
     """Bands of pictures below each other."""
-    size = bands[0].shape[1]
-    sheet = Image.new("RGB", (max(map(len, bands)) * size, len(bands) * size), "white")
-    for number, band in enumerate(bands):
+    width = max(len(band) * band.shape[2] for band in bands)
+    sheet = Image.new("RGB", (width, sum(band.shape[1] for band in bands)), "white")
+    top = 0
+    for band in bands:
         for place, picture in enumerate(band):
-            sheet.paste(Image.fromarray(picture), (place * size, number * size))
+            sheet.paste(Image.fromarray(picture), (place * band.shape[2], top))
+        top += band.shape[1]
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from smooth.data import parts, schema
 
 # Rows shuffled together, see :class:`smooth.data.order.Order`: as many as stay below both. A rank keeps the window
 # that it is in and the next one. SD 1.5 has 180 KiB a row (moments 64, text 116): windows of 1536 rows, 0.6 GB a rank.
+# Several sizes of latents share this; each has windows of its own.
 WINDOW_ROWS = 4096
 WINDOW_BYTES = 256 << 20
 READERS = 2  # threads
@@ -37,6 +39,7 @@ class _Table:
     path: str
     rows: int
     group_rows: int
+    size: tuple[int, int] = (0, 0)  # of the pictures, height and width in pixels
 
     @property
     def firsts(self) -> range:
@@ -65,7 +68,7 @@ class _Rows:
 
 
 class LatentsDataset:
-    """Random access to the rows of a finished latents folder.
+    """Random access to the rows of a finished latents folder, numbered one size of latents after the other.
 
     The manifest alone tells which row lies where, so a million rows open as quickly as a thousand.
     """
@@ -80,19 +83,19 @@ class LatentsDataset:
         self.ingested: str = manifest["ingest"]
         # Digests of the networks that encoded it, see :func:`smooth.data.encoder.network_hashes`.
         self.networks: dict[str, str] = {name: manifest[name] for name in NETWORKS if name in manifest}
-        self.latent_shape: tuple[int, int, int] = tuple(manifest["latent_shape"])
+        self.latent_shapes: list[tuple[int, int, int]] = [tuple(shape) for shape in manifest["latent_shapes"]]
         self.text_shape: tuple[int, ...] = tuple(manifest["text_shape"])
         self.pooled_width = int(manifest.get("pooled_width", 0))
-        self.image_size = int(manifest.get("image_size", 0))  # pixels; folders of models without sizes may not say it
         self.scaling_factor = float(manifest["scaling_factor"])
         self._tables = [
             (
-                _Table(store.join(folder, file["name"]), file["rows"], parts.ROW_GROUP),
-                _Table(store.join(folder, file["texts"]["name"]), file["texts"]["rows"], parts.TEXT_GROUP),
+                _Table(store.join(folder, rows["name"]), rows["rows"], parts.ROW_GROUP, tuple(size)),
+                _Table(store.join(folder, texts["name"]), texts["rows"], parts.TEXT_GROUP),
             )
-            for file in manifest["files"]
+            for number, size in enumerate(manifest["sizes"])
+            for rows, texts in ((file["latents"][number], file["texts"]) for file in manifest["files"])
         ]
-        self._first_groups = np.cumsum([0, *(len(rows.firsts) for rows, _ in self._tables)])  # first group of each part
+        self._first_groups = np.cumsum([0, *(len(rows.firsts) for rows, _ in self._tables)])  # first of each table
         self.starts = _starts([rows for rows, _ in self._tables])  # first row of each group, then the number of rows
         if len(self) != manifest["rows"] or not len(self):
             raise store.ArtifactError(
@@ -103,7 +106,7 @@ class LatentsDataset:
         null_text = no_text["text"].reshape(self.text_shape)
         self.null_text = null_text.long() if self.holds_token_ids else null_text.float()
         self.null_pooled = no_text["pooled"].float() if self.pooled_width else torch.empty(0)
-        self.window_rows = max(1, min(WINDOW_ROWS, WINDOW_BYTES // self._row_bytes()))
+        self.window_rows = max(1, min(WINDOW_ROWS, WINDOW_BYTES // self._row_bytes()) // len(self.latent_shapes))
         self._cache: OrderedDict[int, Future[_Rows]] = OrderedDict()
         self._cached_rows = 0
         self._lock = Lock()
@@ -113,6 +116,13 @@ class LatentsDataset:
     def holds_token_ids(self) -> bool:
         """Whether texts are token ids (L,), still to be encoded, instead of embeddings (L, D)."""
         return len(self.text_shape) == 1
+
+    @property
+    def groups_of_sizes(self) -> list[slice]:
+        """The row groups of each size of latents."""
+        tables = len(self._tables) // len(self.latent_shapes)
+        ends = self._first_groups[::tables]
+        return [slice(int(first), int(last)) for first, last in itertools.pairwise(ends)]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -137,7 +147,7 @@ class LatentsDataset:
         return {"text_embeds": pooled, "time_ids": torch.from_numpy(row.time_ids)}
 
     def read_ahead(self, groups: Iterable[int]) -> None:
-        """Begin to read row groups in the background. The last two windows' worth is kept."""
+        """Begin to read row groups in the background. The last two windows' worth of each size is kept."""
         for group in groups:
             self._future(group)
 
@@ -153,7 +163,7 @@ class LatentsDataset:
             future = self._cache[group] = self._readers.submit(self._read, group)
             self._cached_rows += self._rows_of(group)
             # A window ends with the group that fills it, and may have almost a group more.
-            while self._cached_rows > 2 * (self.window_rows + parts.ROW_GROUP):
+            while self._cached_rows > 2 * (self.window_rows + parts.ROW_GROUP) * len(self.latent_shapes):
                 oldest, _ = self._cache.popitem(last=False)
                 self._cached_rows -= self._rows_of(oldest)
             return future
@@ -164,13 +174,13 @@ class LatentsDataset:
     def _row_bytes(self) -> int:
         """What a row takes where no two share a text."""
         text = math.prod(self.text_shape) * (4 if self.holds_token_ids else 2)
-        return 2 * math.prod(self.latent_shape) * 2 + text + 2 * self.pooled_width
+        return 2 * max(math.prod(shape) for shape in self.latent_shapes) * 2 + text + 2 * self.pooled_width
 
     def _read(self, group: int) -> _Rows:
-        part = int(np.searchsorted(self._first_groups, group, side="right")) - 1
-        rows_table, texts_table = self._tables[part]
+        table = int(np.searchsorted(self._first_groups, group, side="right")) - 1
+        rows_table, texts_table = self._tables[table]
         told_sizes = ["crop", "flipped", "original_size"] if self.pooled_width else []
-        rows = _read_groups(rows_table, [group - int(self._first_groups[part])], ["moments", "text_row", *told_sizes])
+        rows = _read_groups(rows_table, [group - int(self._first_groups[table])], ["moments", "text_row", *told_sizes])
         wanted, text_of = np.unique(rows["text_row"].to_numpy(), return_inverse=True)
         columns = ["text", "pooled"] if self.pooled_width else ["text"]
         texts = _read_texts(texts_table, wanted, columns)
@@ -179,7 +189,7 @@ class LatentsDataset:
             texts=texts["text"],
             pooled=texts.get("pooled", np.empty((len(wanted), 0), np.float16)),
             text_of=text_of,
-            time_ids=_time_ids(rows, self.image_size) if told_sizes else np.empty((len(text_of), 0), np.float32),
+            time_ids=_time_ids(rows, rows_table.size) if told_sizes else np.empty((len(text_of), 0), np.float32),
         )
 
 
@@ -232,14 +242,15 @@ def _read_texts(table: _Table, wanted: NDArray[np.int32], columns: list[str]) ->
     return {name: schema.tensor(texts, name)[places] for name in columns}
 
 
-def _time_ids(rows: pa.Table, size: int) -> NDArray[np.float32]:
+def _time_ids(rows: pa.Table, size: tuple[int, int]) -> NDArray[np.float32]:
     """What XL is told of sizes: original height and width, top and left of the crop, target height and width, (N, 6).
 
-    The crop counts in pixels of the picture scaled so that it is ``size`` high and wide, as in the model's training.
+    The crop counts in pixels of the picture scaled so that the crop has ``size``, height and width, as in the model's
+    training.
     """
     original, crop = (schema.tensor(rows, name).astype(np.float32) for name in ("original_size", "crop"))
     flipped = rows["flipped"].to_numpy()
     top, left, height, width = crop.T
     left = np.where(flipped, original[:, 1] - width - left, left)
-    target = np.full(len(crop), size, np.float32)
-    return np.stack([*original.T, top * size / height, left * size / width, target, target], axis=1)
+    target = np.broadcast_to(np.array(size, np.float32)[:, None], (2, len(crop)))
+    return np.stack([*original.T, top * size[0] / height, left * size[1] / width, *target], axis=1)

@@ -147,7 +147,7 @@ def _download(job: ShardJob) -> None:
 def _downloader(config: IngestConfig, folder: str, columns: list[str]) -> Any:
     resizer = Resizer(
         image_size=config.image_size,
-        resize_mode="center_crop",
+        resize_mode=config.resize_mode,
         resize_only_if_bigger=False,
         encode_format=config.encode_format,
         encode_quality=6 if config.encode_format == "png" else 95,

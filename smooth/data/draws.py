@@ -15,6 +15,7 @@ class Stream:
     DROPOUT = 5
     ORDER = 6
     VALIDATION = 7
+    TURNS = 8
 
 
 def generator(seed: int, index: int, stream: int) -> np.random.Generator:

@@ -55,20 +55,20 @@ class Encoder:
         """What latents are multiplied with before the UNet sees them; the moments are not."""
         return float(self.pipeline.vae.config.scaling_factor)
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the latents of a square picture.
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the latents of a picture of so many pixels.
 
         Raises:
-            ValueError: the VAE's downsampling does not divide ``image_size``.
+            ValueError: the VAE's downsampling does not divide them.
         """
         factor = int(self.pipeline.vae_scale_factor)
-        if image_size % factor:
-            raise ValueError(
-                f"latents.image_size={image_size} is not a multiple of the VAE's downsampling {factor}; "
-                f"use {image_size // factor * factor or factor}"
-            )
-        side = image_size // factor
-        return int(self.pipeline.vae.config.latent_channels), side, side
+        for side in (height, width):
+            if side % factor:
+                raise ValueError(
+                    f"{side} pixels are not a multiple of the VAE's downsampling {factor}; use "
+                    f"{side // factor * factor or factor} in latents.image_size or latents.buckets"
+                )
+        return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
 
     def hashes(self) -> dict[str, str]:
         """See :func:`network_hashes`."""
@@ -78,7 +78,7 @@ class Encoder:
     def moments(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
         """Mean and log-variance (clamped to -30..20 as diffusers samples it) of the posterior.
 
-        (N, S, S, 3) uint8 -> (N, 2C, H, W) float16, not multiplied by the scaling factor.
+        (N, height, width, 3) uint8 -> (N, 2C, H, W) float16, not multiplied by the scaling factor.
         """
         return np.concatenate([self._moments(pixels[first:last]) for first, last in self._batches(len(pixels))])
 
@@ -144,7 +144,7 @@ class Encoder:
 
     @torch.inference_mode()
     def pictures(self, moments: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
-        """Decode the means of posteriors: (N, 2C, H, W) float16 -> (N, S, S, 3) uint8."""
+        """Decode the means of posteriors: (N, 2C, H, W) float16 -> (N, height, width, 3) uint8."""
         means = torch.from_numpy(moments).to(self.device, torch.float32).chunk(2, dim=1)[0]
         decoded = torch.cat([self.pipeline.vae.decode(mean[None]).sample for mean in means])
         pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,7 +28,7 @@ class Networks(Protocol):
     batch_size: int
 
     def moments(self, pixels: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float16]:
-        """(N, S, S, 3) -> (N, 2C, H, W)."""
+        """(N, height, width, 3) -> (N, 2C, H, W)."""
 
     def texts(self, captions: Sequence[str], /) -> dict[str, npt.NDArray[Any]]:
         """N captions -> ``text`` (N, L, D) or (N, L), and ``pooled`` (N, P) where there is one."""
@@ -43,7 +42,7 @@ class Plan:
     folder: str  # folder of the parts
     encoding: str  # extension of the pictures
     settings: LatentsConfig
-    latent_shape: tuple[int, ...]
+    latent_shapes: tuple[tuple[int, ...], ...]  # of the settings' sizes
     text_shape: tuple[int, ...]
     pooled_width: int = 0  # 0: no pooled embedding
 
@@ -62,7 +61,15 @@ class Row(NamedTuple):
     sample: Sample
     crop: tuple[int, int, int, int]
     flipped: bool
+    bucket: int
     moments: npt.NDArray[np.float16]  # (2C, H, W)
+
+
+class _Bucket(NamedTuple):
+    """What waits of one size."""
+
+    views: list[tuple[Sample, pictures.View]]  # for the networks: less than a batch
+    rows: list[Row]  # for the file: less than a row group
 
 
 class PartEncoder:
@@ -82,8 +89,9 @@ class PartEncoder:
         """
         plan = self.plan
         reader = ShardReader(plan.source, shard, plan.encoding)
-        layouts = schema.rows_schema(plan.latent_shape), schema.texts_schema(plan.text_shape, plan.pooled_width)
-        with parts.writing(plan.folder, part, *layouts) as files:
+        rows_layouts = [schema.rows_schema(shape) for shape in plan.latent_shapes]
+        texts_layout = schema.texts_schema(plan.text_shape, plan.pooled_width)
+        with parts.writing(plan.folder, part, rows_layouts, texts_layout) as files:
             encoding = _Encoding(plan.settings, self.networks, files)
             with ThreadPoolExecutor(DECODE_THREADS) as threads:
                 seen = ahead(threads, lambda key: see(reader.read(key), plan.settings), reader.keys, self.depth)
@@ -94,7 +102,7 @@ class PartEncoder:
 
 
 class _Encoding:
-    """What is known of a shard while it is encoded. Memory holds one row group, however large the shard."""
+    """What is known of a shard while it is encoded. Memory holds a row group of each size, however large the shard."""
 
     def __init__(self, settings: LatentsConfig, networks: Networks, files: parts.PartFiles) -> None:
         self.networks = networks
@@ -104,20 +112,28 @@ class _Encoding:
         self.views_of_each = pictures.views_of_each(settings)
 
     def groups(self, seen: Iterable[Seen]) -> Iterator[list[Row]]:
-        """Encoded rows in the order of the pictures, as many at once as fill a row group with whole pictures."""
+        """Encoded rows of one size in the order of the pictures, as many as fill a row group with whole pictures."""
         size = max(1, parts.ROW_GROUP // self.views_of_each) * self.views_of_each
-        waiting: list[Row] = []
-        views = self._views(seen)
-        while batch := list(islice(views, self.networks.batch_size)):
-            moments = self.networks.moments(np.stack([view.pixels for _, view in batch]))
-            waiting += [
-                Row(sample, view.crop, view.flipped, row) for (sample, view), row in zip(batch, moments, strict=True)
-            ]
-            while len(waiting) >= size:
-                yield waiting[:size]
-                del waiting[:size]
-        if waiting:
-            yield waiting
+        buckets = [_Bucket([], []) for _ in self.files.rows]
+        for sample, view in self._views(seen):
+            bucket = buckets[view.bucket]
+            bucket.views.append((sample, view))
+            if len(bucket.views) == self.networks.batch_size:
+                self._encode(bucket)
+            while len(bucket.rows) >= size:
+                yield bucket.rows[:size]
+                del bucket.rows[:size]
+        for bucket in buckets:
+            if bucket.views:
+                self._encode(bucket)
+            for first in range(0, len(bucket.rows), size):
+                yield bucket.rows[first : first + size]
+
+    def _encode(self, bucket: _Bucket) -> None:
+        moments = self.networks.moments(np.stack([view.pixels for _, view in bucket.views]))
+        for (sample, view), row in zip(bucket.views, moments, strict=True):
+            bucket.rows.append(Row(sample, view.crop, view.flipped, view.bucket, row))
+        bucket.views.clear()
 
     def _views(self, seen: Iterable[Seen]) -> Iterator[tuple[Sample, pictures.View]]:
         for sample, views, failure in seen:
@@ -127,7 +143,7 @@ class _Encoding:
             yield from ((sample, view) for view in views)
 
     def write(self, rows: list[Row]) -> None:
-        """Write rows of whole pictures, and the texts of captions that no row had before."""
+        """Write rows of whole pictures of one size, and the texts of captions that no row had before."""
         each = self.views_of_each
         groups = [rows[first : first + each] for first in range(0, len(rows), each)]
         finite = [views for views in groups if self._count(all(np.isfinite(row.moments).all() for row in views))]
@@ -151,11 +167,13 @@ class _Encoding:
             self.text_rows[caption] = int(number) if good else NO_TEXT
         self.texts_written += int(finite.sum())
         kept = [caption for caption, good in zip(new, finite, strict=True) if good]
-        self.files.texts.add({"caption": kept, **{name: values[finite] for name, values in texts.items()}})
+        columns = {"caption": kept, **{name: values[finite] for name, values in texts.items()}}
+        self.files.add(self.files.texts, columns)
 
     def _write_rows(self, rows: list[Row]) -> None:
         if rows:
-            self.files.rows.add(
+            self.files.add(
+                self.files.rows[rows[0].bucket],
                 {
                     "key": [row.sample.key for row in rows],
                     "caption": [row.sample.caption for row in rows],
@@ -164,7 +182,7 @@ class _Encoding:
                     "crop": np.array([row.crop for row in rows], np.int32),
                     "flipped": [row.flipped for row in rows],
                     "original_size": np.array([row.sample.original_size for row in rows], np.int32),
-                }
+                },
             )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
 import ray
 
 from smooth import cluster, stages, store
-from smooth.config import RunConfig
+from smooth.config import RunConfig, Size
 from smooth.data import parts, pictures, schema
 from smooth.data.encoder import Encoder
 from smooth.data.encoding import PartEncoder, Plan
@@ -38,7 +39,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         ArtifactError: ingest has not finished, or shards are not what its manifest says; the others are encoded.
-        ValueError: ``latents.image_size`` does not fit the VAE.
+        ValueError: ``latents.image_size`` or one of ``latents.buckets`` does not fit the VAE.
         LatentsError: not one picture could be encoded.
     """
     folder = config.stage_dir("latents")
@@ -50,8 +51,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     encoder = Encoder(config.model.base, config.model.revision, config.latents.cache_text)
     no_text = encoder.no_text()
     text_shape, pooled_width = no_text["text"].shape, no_text["pooled"].size if "pooled" in no_text else 0
-    latent_shape = encoder.latent_shape(config.latents.image_size)
-    plan = Plan(source, folder, ingested["encoding"], config.latents, latent_shape, text_shape, pooled_width)
+    sizes = config.latents.sizes
+    latent_shapes = tuple(encoder.latent_shape(*size) for size in sizes)
+    plan = Plan(source, folder, ingested["encoding"], config.latents, latent_shapes, text_shape, pooled_width)
     hashes = {**encoder.hashes(), "preprocessing": pictures.preprocessing(config.latents)}
     named = [(parts.identity(hashes, shard.sha256), shard) for shard in Shard.of(ingested)]
     shards = dict(named)
@@ -71,12 +73,12 @@ def run(config: RunConfig) -> dict[str, Any]:
         "fingerprint": config.fingerprint("latents"),
         "seconds": round(time.monotonic() - started, 2),
         "pictures": [],
-        **_counts(files, ingested["kept"]),
+        **_counts(files, ingested["kept"], sizes),
         "ingest": ingested["digest"],
-        "latent_shape": list(latent_shape),
+        "sizes": [list(size) for size in sizes],
+        "latent_shapes": [list(shape) for shape in latent_shapes],
         "text_shape": list(text_shape),
         "pooled_width": pooled_width,
-        "image_size": config.latents.image_size,
         "scaling_factor": encoder.scaling_factor,
         **hashes,
         "null_text": hashlib.sha256(null_bytes).hexdigest(),
@@ -87,7 +89,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     return manifest
 
 
-def _counts(files: list[dict[str, Any]], kept: int) -> dict[str, Any]:
+def _counts(files: list[dict[str, Any]], kept: int, sizes: Sequence[Size]) -> dict[str, Any]:
     """What the manifest says of rows and bytes.
 
     Raises:
@@ -104,6 +106,8 @@ def _counts(files: list[dict[str, Any]], kept: int) -> dict[str, Any]:
         raise LatentsError(f"{kept} pictures went in, {seen} came out")
     bytes_per_row = parts.bytes_per_row(files)
     summary: dict[str, Any] = {"rows": rows, "texts": texts}
+    for number, (height, width) in enumerate(sizes if len(sizes) > 1 else ()):
+        summary[f"rows of {height}x{width}"] = sum(facts["latents"][number]["rows"] for facts in files)
     summary |= {f"bytes per row: {name}": size for name, size in bytes_per_row.items()}
     summary |= {f"failed: {cause}": count for cause, count in failed.items()}
     return {

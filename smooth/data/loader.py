@@ -19,6 +19,7 @@ from torch import Tensor
 from smooth.data.dataset import LatentsDataset
 from smooth.data.draws import Draws, Stream
 from smooth.data.order import Order, Window
+from smooth.data.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,27 @@ class _Sample(NamedTuple):
 class LatentLoader:
     """Batches of a data set as a function of global sample indices."""
 
-    def __init__(self, dataset: LatentsDataset, *, seed: int, timesteps: int, caption_dropout: float) -> None:
-        """``timesteps`` is the length of the noise schedule; ``caption_dropout`` a probability."""
+    def __init__(
+        self, dataset: LatentsDataset, *, seed: int, timesteps: int, caption_dropout: float, global_batch_size: int
+    ) -> None:
+        """``timesteps`` is the length of the noise schedule; ``caption_dropout`` a probability.
+
+        Each ``global_batch_size`` samples from a multiple of it on have latents of one size.
+        """
         self.dataset = dataset
-        self.order = Order(seed, dataset.starts, dataset.window_rows)
+        groups = dataset.groups_of_sizes
+        self.orders = [
+            Order(seed, dataset.starts[size.start : size.stop + 1], dataset.window_rows, size.start) for size in groups
+        ]
+        self.turns = Turns(seed, [order.rows for order in self.orders], global_batch_size)
+        self.global_batch_size = global_batch_size
         self.timesteps = timesteps
         self.caption_dropout = caption_dropout
         self._draws = Draws(seed)
-        self._window: Window | None = None  # that of the sample before
+        self._windows: dict[int, Window] = {}  # of each size, that of its sample before
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The samples ``indices`` of the run. For one thread at a time."""
+        """The samples ``indices`` of the run, all of one size. For one thread at a time."""
         samples = [self._sample(index) for index in indices]
         self._read_ahead(indices[-1])
         return Batch(
@@ -80,27 +91,25 @@ class LatentLoader:
             added={name: torch.stack([sample.added[name] for sample in samples]) for name in samples[0].added},
         )
 
-    def micro_batches(
-        self, samples_seen: int, global_batch: int, micro_batch: int, rank: int, ranks: int
-    ) -> list[Batch]:
+    def micro_batches(self, samples_seen: int, micro_batch: int, rank: int, ranks: int) -> list[Batch]:
         """This rank's micro-batches of the global batch that starts at ``samples_seen``: an unbroken run of it."""
-        share = global_batch // ranks
+        share = self.global_batch_size // ranks
         start = samples_seen + rank * share
         return [self.batch(range(first, first + micro_batch)) for first in range(start, start + share, micro_batch)]
 
     def _sample(self, index: int) -> _Sample:
         """The sample's row with all its draws."""
         row = self.dataset.row(self._row_number(index))
-        shape = self.dataset.latent_shape
         mean, log_variance = torch.from_numpy(row.moments.astype(np.float32)).chunk(2)
+        shape = mean.shape
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
-        latents = (mean + deviation * self._normal(index, Stream.POSTERIOR)) * self.dataset.scaling_factor
+        latents = (mean + deviation * self._normal(index, Stream.POSTERIOR, shape)) * self.dataset.scaling_factor
         null_text = self.dataset.null_text
         dropped = self._draws(index, Stream.DROPOUT).random() < self.caption_dropout
         return _Sample(
             latents,
-            self._normal(index, Stream.NOISE),
-            self._normal(index, Stream.DIRECTION) / math.sqrt(math.prod(shape)),
+            self._normal(index, Stream.NOISE, shape),
+            self._normal(index, Stream.DIRECTION, shape) / math.sqrt(math.prod(shape)),
             null_text if dropped else torch.from_numpy(row.text).to(null_text.dtype),
             int(self._draws(index, Stream.TIMESTEP).integers(self.timesteps)),
             self.dataset.added(row, without_text=dropped),
@@ -108,19 +117,20 @@ class LatentLoader:
 
     def _row_number(self, index: int) -> int:
         """The sample's row. Where its window is another than before, what it still needs begins to be read."""
-        window = self.order.window(index)
-        if window is not self._window:
-            self._window = window
-            self.dataset.read_ahead(self.order.groups(index))
-        return int(window.rows[index - window.first])
+        size, place = self.turns.place(index)
+        window = self.orders[size].window(place)
+        if window is not self._windows.get(size):
+            self._windows[size] = window
+            self.dataset.read_ahead(self.orders[size].groups(place))
+        return int(window.rows[place - window.first])
 
     def _read_ahead(self, index: int) -> None:
         """Have the next window read by the middle of the one of ``index``, bit by bit: a core may be all there is."""
-        window = self.order.window(index)
-        groups = self.order.groups(window.end)
-        done = (index + 1 - window.first) / len(window.rows)
+        size, place = self.turns.place(index)
+        window = self.orders[size].window(place)
+        groups = self.orders[size].groups(window.end)
+        done = (place + 1 - window.first) / len(window.rows)
         self.dataset.read_ahead(groups[: math.ceil(2 * done * len(groups))])
 
-    def _normal(self, index: int, stream: int) -> Tensor:
-        draw = self._draws(index, stream)
-        return torch.from_numpy(draw.standard_normal(self.dataset.latent_shape, dtype=np.float32))
+    def _normal(self, index: int, stream: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(self._draws(index, stream).standard_normal(shape, dtype=np.float32))

@@ -19,12 +19,12 @@ Numbers = NDArray[np.int64]
 class Window:
     """Rows that are shuffled together, in the order of their samples."""
 
-    first: int  # global index of the sample that has the first row
+    first: int  # index of the sample that has the first row
     rows: Numbers  # row numbers
 
     @property
     def end(self) -> int:
-        """Global index of the first sample behind the window."""
+        """Index of the first sample behind the window."""
         return self.first + len(self.rows)
 
 
@@ -37,33 +37,35 @@ class _Epoch:
 
 
 class Order:
-    """Which row each global sample is. An epoch is a permutation of the rows, no two alike.
+    """Which row each sample is. An epoch is a permutation of the rows, no two alike.
 
     The shuffle is global over shards, in two levels: all row groups of all shards are permuted, and the rows of as
     many successive ones as fill a window are mixed. So a data set larger than memory is read once an epoch, in
     pieces from all over it, and one that fits into a window is shuffled as a whole.
     """
 
-    def __init__(self, seed: int, starts: Numbers, window_rows: int) -> None:
-        """``starts``: first row of each row group, then the number of rows.
+    def __init__(self, seed: int, starts: Numbers, window_rows: int, first_group: int = 0) -> None:
+        """``starts``: first row of each row group from ``first_group`` on, then the row behind the last.
 
         A window ends with the group that fills ``window_rows``.
         """
         self.seed = seed
         self.starts = starts
+        self.rows = int(starts[-1] - starts[0])
         self.window_rows = window_rows
+        self.first_group = first_group
         self._epoch = lru_cache(maxsize=2)(self._cut)
         self._window = lru_cache(maxsize=4)(self._shuffle)
         self.groups = lru_cache(maxsize=4)(self._groups)
 
     def row_number(self, index: int) -> int:
-        """Which row of the data set global sample ``index`` is."""
+        """Which row of the data set sample ``index`` is, counted over all epochs."""
         window = self.window(index)
         return int(window.rows[index - window.first])
 
     def window(self, index: int) -> Window:
-        """The window that global sample ``index`` lies in."""
-        epoch, place = divmod(index, int(self.starts[-1]))
+        """The window that sample ``index`` lies in."""
+        epoch, place = divmod(index, self.rows)
         return self._window(epoch, bisect_right(self._epoch(epoch).rows, place) - 1)
 
     def _groups(self, index: int) -> Numbers:
@@ -71,7 +73,7 @@ class Order:
         window = self.window(index)
         rows = window.rows[index - window.first :]
         groups, firsts = np.unique(np.searchsorted(self.starts, rows, side="right") - 1, return_index=True)
-        return groups[np.argsort(firsts)]
+        return self.first_group + groups[np.argsort(firsts)]
 
     def _permute(self, epoch: int) -> tuple[np.random.Generator, Numbers]:
         """The row groups in the order of an epoch, and the generator that they were drawn from."""
@@ -97,4 +99,4 @@ class Order:
         rows = draw.permutation(
             np.concatenate([np.arange(self.starts[group], self.starts[group + 1]) for group in groups])
         )
-        return Window(epoch * int(self.starts[-1]) + cuts.rows[number], rows)
+        return Window(epoch * self.rows + cuts.rows[number], rows)

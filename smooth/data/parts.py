@@ -1,7 +1,7 @@
 """A part: what one shard became. Named by all that decides its content, finished when its facts are written.
 
-A part is three files: the rows, the texts of their distinct captions, and, written last, the facts
-about both. Its name holds no shard's and no folder's, so a part can be copied to any latents folder.
+A part is the rows, in a file for each size of latents, the texts of their distinct captions, and, written last,
+the facts about them all. Its name holds no shard's and no folder's, so a part can be copied to any latents folder.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,13 +20,15 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from smooth import store
+from smooth.data import schema
 from smooth.data.writer import TableWriter
 
-FORMAT = 1  # part of the identity: raise it when the files mean something else
+FORMAT = 2  # part of the identity: raise it when the files mean something else
 ROW_GROUP = 256
 # Captions of one row group lie together, but for those that an earlier one had already: groups of this size are
 # read for those.
 TEXT_GROUP = 16
+WAITING = 2  # tables for the thread that writes a part
 THREADS = 8
 
 Facts = dict[str, Any]  # plain JSON, see `writing`
@@ -43,50 +45,85 @@ def facts_name(part: str) -> str:
     return f"part-{part}.json"
 
 
-def file_names(part: str) -> tuple[str, str]:
-    """Names of a part's rows and texts."""
-    return f"part-{part}.parquet", f"part-{part}.texts.parquet"
+def rows_name(part: str, layout: pa.Schema) -> str:
+    """Name of a part's file of the rows that have the latents of ``layout``; it says their height and width."""
+    _, height, width = schema.shape_of(layout.field("moments"))
+    return f"part-{part}.{height}x{width}.parquet"
+
+
+def texts_name(part: str) -> str:
+    """Name of the file of a part's texts."""
+    return f"part-{part}.texts.parquet"
 
 
 class PartFiles:
-    """The open files of a part, and what is counted while they are written."""
+    """The open files of a part, of rows one for each size, and what is counted while they are written."""
 
-    def __init__(self, rows: TableWriter, texts: TableWriter) -> None:
+    def __init__(self, rows: list[TableWriter], texts: TableWriter, thread: ThreadPoolExecutor) -> None:
+        """``thread`` writes, while the next rows are encoded."""
         self.rows = rows
         self.texts = texts
         self.pictures = 0
         self.failed: Counter[str] = Counter()
+        self._thread = thread
+        self._waiting: deque[Future[None]] = deque()
+
+    def add(self, file: TableWriter, columns: dict[str, Any]) -> None:
+        """Have rows written to one of the files, in the order of the calls; few wait in memory.
+
+        Raises:
+            OSError: earlier ones could not be written.
+        """
+        self._waiting.append(self._thread.submit(file.add, columns))
+        self.flush(WAITING)
+
+    def flush(self, waiting: int = 0) -> None:
+        """Go on when no more than so many calls of :meth:`add` wait.
+
+        Raises:
+            OSError: some of them could not be written.
+        """
+        while len(self._waiting) > waiting:
+            self._waiting.popleft().result()
 
 
 @contextmanager
-def writing(folder: str, part: str, rows_layout: pa.Schema, texts_layout: pa.Schema) -> Iterator[PartFiles]:
+def writing(folder: str, part: str, rows_layouts: Sequence[pa.Schema], texts_layout: pa.Schema) -> Iterator[PartFiles]:
     """Write a part that is there when the block has ended, and leaves nothing where it fails."""
-    names = file_names(part)
+    names = [*(rows_name(part, layout) for layout in rows_layouts), texts_name(part)]
     with ExitStack() as stack:
         handles = [stack.enter_context(store.writing(store.join(folder, name))) for name in names]
         files = PartFiles(
-            TableWriter(handles[0], rows_layout, ROW_GROUP), TableWriter(handles[1], texts_layout, TEXT_GROUP)
+            [TableWriter(handle, layout, ROW_GROUP) for handle, layout in zip(handles, rows_layouts, strict=False)],
+            TableWriter(handles[-1], texts_layout, TEXT_GROUP),
+            stack.enter_context(ThreadPoolExecutor(1, "part")),
         )
         yield files
-        rows, texts = files.rows.close(), files.texts.close()
-    stored = {"moments": rows.columns.get("moments", 0), "text": texts.columns.get("text", 0)}
+        files.flush()
+        written = [file.close() for file in (*files.rows, files.texts)]
+    *rows, texts = (
+        {"name": name, "rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
+        for name, file in zip(names, written, strict=True)
+    )
+    stored = {
+        "moments": sum(file.columns.get("moments", 0) for file in written),
+        "text": written[-1].columns.get("text", 0),
+    }
     facts: Facts = {
         "part": part,
-        "name": names[0],
-        "rows": rows.rows,
-        "bytes": rows.bytes,
-        "sha256": rows.sha256,
-        "texts": {"name": names[1], "rows": texts.rows, "bytes": texts.bytes, "sha256": texts.sha256},
+        "rows": sum(file["rows"] for file in rows),
+        "latents": rows,
+        "texts": texts,
         "pictures": files.pictures,
         "failed": dict(sorted(files.failed.items())),
-        "stored": {**stored, "rest": rows.bytes + texts.bytes - sum(stored.values())},
+        "stored": {**stored, "rest": sum(file.bytes for file in written) - sum(stored.values())},
     }
     store.write_json(store.join(folder, facts_name(part)), facts)
 
 
 def files_of(facts: Facts) -> list[dict[str, Any]]:
-    """Name, rows, bytes and sha256 of a part's files."""
-    return [facts, facts["texts"]]
+    """Name, rows, bytes and sha256 of a part's files: of rows one for each size, then the texts."""
+    return [*facts["latents"], facts["texts"]]
 
 
 def finished(folder: str, wanted: Iterable[str]) -> dict[str, Facts]:
@@ -142,7 +179,7 @@ def _copy(fs: fsspec.AbstractFileSystem, source: str, folder: str, part: str) ->
         path = posixpath.join(source, file["name"])
         if not fs.exists(path) or store.sha256(fs.unstrip_protocol(path)) != file["sha256"]:
             return None
-    for name in (*file_names(part), facts_name(part)):
+    for name in (*(file["name"] for file in files_of(facts)), facts_name(part)):
         _link_or_copy(fs, posixpath.join(source, name), posixpath.join(folder, name))
     return facts
 
@@ -164,15 +201,16 @@ def _link_or_copy(fs: fsspec.AbstractFileSystem, source: str, target: str) -> No
 def remove(folder: str, part: str) -> None:
     """Remove a part, its facts first: what is left of it after an interruption is no part."""
     fs, inner = store.filesystem(folder)
-    for name in (facts_name(part), *file_names(part)):
-        path = posixpath.join(inner, name)
-        if fs.exists(path):
-            fs.rm_file(path)
+    fs.invalidate_cache()
+    facts = posixpath.join(inner, facts_name(part))
+    for path in sorted(fs.glob(posixpath.join(inner, f"part-{part}.*")), key=lambda path: path != facts):
+        fs.rm_file(path)
 
 
 def remove_others(folder: str, kept: Iterable[Facts]) -> None:
     """Remove parts that the manifest no longer names, and what killed writers left."""
-    names = {name for facts in kept for name in (facts_name(facts["part"]), *file_names(facts["part"]))}
+    names = {file["name"] for facts in kept for file in files_of(facts)}
+    names |= {facts_name(facts["part"]) for facts in kept}
     fs, inner = store.filesystem(folder)
     fs.invalidate_cache()
     for path in fs.ls(inner, detail=False):

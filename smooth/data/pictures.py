@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from smooth.config import LatentsConfig
+from smooth.config import LatentsConfig, Size
 
 RECIPE = "RGB, Lanczos, 2 x / 255 - 1"  # raise by another text when the same settings give other pixels
 UNDECODABLE = "undecodable"
@@ -27,14 +29,15 @@ class PictureError(ValueError):
 class View:
     """What one row shows of a picture."""
 
-    pixels: npt.NDArray[np.uint8]  # (S, S, 3)
+    pixels: npt.NDArray[np.uint8]  # (H, W, 3)
     crop: tuple[int, int, int, int]  # top, left, height, width in pixels of the original picture
     flipped: bool
+    bucket: int = 0  # number of the config's size that H and W are
 
 
 def preprocessing(config: LatentsConfig) -> str:
     """16 hex digits over all that decides pixels and the kind of text, besides the shard itself."""
-    names = ("image_size", "crop", "crops", "seed", "flip", "cache_text")
+    names = ("sizes", "crop", "crops", "seed", "flip", "cache_text")
     settings = {name: getattr(config, name) for name in names}
     return hashlib.sha256(json.dumps({"recipe": RECIPE, **settings}).encode()).hexdigest()[:16]
 
@@ -51,19 +54,20 @@ def views(data: bytes, key: str, original_size: tuple[int, int], config: Latents
         PictureError: the bytes are not a whole picture.
     """
     picture = decode(data)
-    size = config.image_size
+    bucket = bucket_of(picture.size, config.sizes)
+    size = config.sizes[bucket]
     found = []
     for number in range(config.crops):
         box = (
-            centre_box(picture.size)
+            centre_box(picture.size, size)
             if config.crop == "centre"
             else random_box(picture.size, size, _draw(key, number, config))
         )
         cut = _cut(picture, box, size)
         crop = in_original(box, picture.size, original_size)
-        found.append(View(cut, crop, False))
+        found.append(View(cut, crop, False, bucket))
         if config.flip:
-            found.append(View(np.ascontiguousarray(cut[:, ::-1]), crop, True))
+            found.append(View(np.ascontiguousarray(cut[:, ::-1]), crop, True, bucket))
     return found
 
 
@@ -81,25 +85,43 @@ def decode(data: bytes) -> Image.Image:
         raise PictureError(str(error)) from error
 
 
-def centre_box(size: tuple[int, int]) -> Box:
-    """The largest square in the middle of a picture of (width, height)."""
-    side = min(size)
-    left, top = ((length - side) // 2 for length in size)
-    return left, top, left + side, top + side
+def bucket_of(picture: tuple[int, int], sizes: Sequence[Size]) -> int:
+    """Number of the size whose aspect is nearest to that of a picture of (width, height), by their ratio."""
+    aspect = math.log(picture[0] / picture[1])
+    return min(range(len(sizes)), key=lambda number: abs(math.log(sizes[number][1] / sizes[number][0]) - aspect))
 
 
-def random_box(size: tuple[int, int], smallest: int, draw: np.random.Generator) -> Box:
-    """A square anywhere in a picture of (width, height), of any side from ``smallest`` to the largest that fits."""
-    largest = min(size)
-    side = int(draw.integers(min(smallest, largest), largest, endpoint=True))
-    left, top = (int(draw.integers(0, length - side, endpoint=True)) for length in size)
-    return left, top, left + side, top + side
+def centre_box(picture: tuple[int, int], shape: Size) -> Box:
+    """The largest box of the aspect of ``shape`` in the middle of a picture of (width, height)."""
+    return _place(_largest(picture, shape), picture, lambda room: room // 2)
+
+
+def random_box(picture: tuple[int, int], shape: Size, draw: np.random.Generator) -> Box:
+    """A box of the aspect of ``shape`` anywhere in a picture of (width, height), from its size to the largest."""
+    largest = _largest(picture, shape)
+    height, width = shape
+    across = int(draw.integers(min(width, largest[0]), largest[0], endpoint=True))
+    box = across, min(largest[1], max(1, round(across * height / width)))
+    return _place(box, picture, lambda room: int(draw.integers(0, room, endpoint=True)))
+
+
+def _largest(picture: tuple[int, int], shape: Size) -> tuple[int, int]:
+    """Width and height of the largest box that fits."""
+    height, width = shape
+    scale = min(picture[0] / width, picture[1] / height)
+    return min(picture[0], max(1, round(scale * width))), min(picture[1], max(1, round(scale * height)))
+
+
+def _place(box: tuple[int, int], picture: tuple[int, int], choose: Callable[[int], int]) -> Box:
+    """Left and top of a box of (width, height), each chosen by the room that there is."""
+    left, top = (choose(length - side) for length, side in zip(picture, box, strict=True))
+    return left, top, left + box[0], top + box[1]
 
 
 def in_original(box: Box, size: tuple[int, int], original: tuple[int, int]) -> tuple[int, int, int, int]:
     """Where a box of the ingested picture lies in the original: top, left, height, width in its pixels.
 
-    Ingest keeps the middle of the original, as much as fits the ingested picture's aspect.
+    Ingest keeps the middle of the original, as much as fits the ingested picture's aspect, or all of it.
     """
     (width, height), (whole_height, whole_width) = size, original
     scale = min(whole_width / width, whole_height / height)
@@ -109,10 +131,11 @@ def in_original(box: Box, size: tuple[int, int], original: tuple[int, int]) -> t
     return rounded[0], rounded[1], rounded[2], rounded[3]
 
 
-def _cut(picture: Image.Image, box: Box, size: int) -> npt.NDArray[np.uint8]:
-    if (box[2] - box[0], box[3] - box[1]) == (size, size):
+def _cut(picture: Image.Image, box: Box, shape: Size) -> npt.NDArray[np.uint8]:
+    height, width = shape
+    if (box[2] - box[0], box[3] - box[1]) == (width, height):
         return np.asarray(picture.crop(box))
-    return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def _draw(key: str, number: int, config: LatentsConfig) -> np.random.Generator:

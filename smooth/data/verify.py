@@ -85,12 +85,13 @@ def _part_faults(folder: str, manifest: dict[str, Any], facts: parts.Facts) -> I
 
 def _content_faults(folder: str, manifest: dict[str, Any], facts: parts.Facts) -> Iterator[str]:
     """What is wrong with a part whose bytes are those that were written."""
-    layouts = (
-        schema.rows_schema(manifest["latent_shape"]),
-        schema.texts_schema(manifest["text_shape"], manifest.get("pooled_width", 0)),
-    )
+    texts_layout = schema.texts_schema(manifest["text_shape"], manifest.get("pooled_width", 0))
+    rows_layouts = [schema.rows_schema(shape) for shape in manifest["latent_shapes"]]
+    # The texts first: rows are compared with them.
+    described = [(facts["texts"], texts_layout), *zip(facts["latents"], rows_layouts, strict=True)]
     texts: list[str] = []
-    for file, layout, name in zip(parts.files_of(facts)[::-1], layouts[::-1], ("text", "moments"), strict=True):
+    for file, layout in described:
+        name = "text" if layout is texts_layout else "moments"
         fs, inner = store.filesystem(store.join(folder, file["name"]))
         with fs.open(inner, "rb") as handle, pq.ParquetFile(handle) as parquet:
             if not schema.same(parquet.schema_arrow, layout):

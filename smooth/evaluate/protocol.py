@@ -108,7 +108,7 @@ def _captions(latents: str) -> list[str]:
     """Distinct captions of the data set, sorted."""
     found: set[str] = set()
     for file in store.read_manifest(latents)["files"]:
-        path = store.join(latents, file["name"])
+        path = store.join(latents, file["texts"]["name"])
         with store.filesystem(path)[0].open(path, "rb") as handle:
             found.update(pq.read_table(handle, columns=["caption"])["caption"].to_pylist())
     if not found:

@@ -44,10 +44,10 @@ class Architecture:
         time_ids = 6 * int(self.unet["addition_time_embed_dim"])
         return {"text_embeds": int(self.unet["projection_class_embeddings_input_dim"]) - time_ids, "time_ids": 6}
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of a square picture."""
-        side = image_size // 2 ** (len(self.vae["block_out_channels"]) - 1)
-        return int(self.vae["latent_channels"]), side, side
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture of so many pixels."""
+        factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return int(self.vae["latent_channels"]), height // factor, width // factor
 
     def build_unet(self) -> UNet2DConditionModel:
         """The UNet on the default device; under a fake or meta one it takes no memory."""

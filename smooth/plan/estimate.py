@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import posixpath
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ def plan(
     sizes = footprint(
         architecture.find(config.model.base, config.model.revision),
         config.train,
-        config.latents.image_size,
+        max(config.latents.sizes, key=math.prod),
         cached_text=config.latents.cache_text,
     )
     rate = measured_rate(config) if samples_per_second is None else samples_per_second
@@ -156,5 +157,5 @@ def _work(config: RunConfig) -> tuple[object, ...]:
     train = config.train
     keys = ("micro_batch_size", "workers", "gpus_per_worker", "zero_stage", "offload_optimizer", "precision", "method")
     variation = (train.variation.weight > 0, train.variation.estimator, train.variation.every)
-    data = (config.model, config.latents.image_size, config.latents.cache_text)
+    data = (config.model, config.latents.sizes, config.latents.cache_text)
     return *data, *(getattr(train, key) for key in keys), train.gradient_checkpointing, train.lora, variation

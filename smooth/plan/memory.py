@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from smooth.config import TrainConfig
+from smooth.config import Size, TrainConfig
 from smooth.plan.architecture import Architecture
 from smooth.plan.trace import Trace, trace
 from smooth.train.engine import DTYPES
@@ -62,17 +62,15 @@ class Footprint:
     memory: Memory
 
 
-def footprint(
-    architecture: Architecture, config: TrainConfig, image_size: int, *, cached_text: bool = True
-) -> Footprint:
+def footprint(architecture: Architecture, config: TrainConfig, size: Size, *, cached_text: bool = True) -> Footprint:
     """What one worker holds on its device.
 
     Raises:
         ValueError: ``train.lora.targets`` names no layer of the UNet, or no difference step is known for the precision.
     """
-    counted = trace(architecture, config, image_size, _gradient_share(config))
+    counted = trace(architecture, config, size, _gradient_share(config))
     others = architecture.vae_parameters() + (0 if cached_text else architecture.text_parameters())
-    memory = account(counted, config, other_models=FP32 * others, batch=_batch(architecture, config, image_size))
+    memory = account(counted, config, other_models=FP32 * others, batch=_batch(architecture, config, size))
     return Footprint(counted.parameters, counted.trained, memory)
 
 
@@ -136,8 +134,8 @@ def _bucket(counted: Trace, config: TrainConfig) -> int:
     return _width(config) * (REDUCE_BUCKET if config.gpus_per_worker else min(REDUCE_BUCKET, counted.trained))
 
 
-def _batch(architecture: Architecture, config: TrainConfig, image_size: int) -> int:
+def _batch(architecture: Architecture, config: TrainConfig, size: Size) -> int:
     """All micro-batches of a step: latents, noise, direction and what the network is told."""
-    latent, told = math.prod(architecture.latent_shape(image_size)), math.prod(architecture.text_shape)
+    latent, told = math.prod(architecture.latent_shape(*size)), math.prod(architecture.text_shape)
     each = 3 * latent + told + sum(architecture.added_widths.values())
     return FP32 * each * config.micro_batch_size * config.accumulation

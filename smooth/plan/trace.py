@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from smooth.config import TrainConfig
+from smooth.config import Size, TrainConfig
 from smooth.diffusion.estimators import denoise_from
 from smooth.diffusion.objective import denoising_loss
 from smooth.diffusion.schedule import NoiseSchedule
@@ -86,7 +86,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def trace(architecture: Architecture, config: TrainConfig, image_size: int, gradient_share: float) -> Trace:
+def trace(architecture: Architecture, config: TrainConfig, size: Size, gradient_share: float) -> Trace:
     """Count a micro-step of one worker, which keeps ``gradient_share`` of the gradients from one to the next.
 
     Raises:
@@ -97,12 +97,12 @@ def trace(architecture: Architecture, config: TrainConfig, image_size: int, grad
         _take_dtypes(unet, trained.choose(unet, config, seed=0).values(), config)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    decoding = _decoding(architecture, image_size)
+    decoding = _decoding(architecture, size)
     schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 1000), "epsilon")
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet.to_empty(device="cpu")
         chosen = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        step = _MicroStep(unet, config, architecture, schedule, image_size)
+        step = _MicroStep(unet, config, architecture, schedule, size)
         live = LiveBytes([*unet.parameters(), *unet.buffers(), *step.batch])
         sizes = {parameter: int(gradient_share * parameter.nbytes) for parameter in chosen}
 
@@ -130,7 +130,7 @@ def trace(architecture: Architecture, config: TrainConfig, image_size: int, grad
         )
 
 
-def _decoding(architecture: Architecture, image_size: int) -> int:
+def _decoding(architecture: Architecture, size: Size) -> int:
     """Bytes that the decoder takes for one picture above its weights."""
     with torch.device("meta"):
         vae = architecture.build_vae()
@@ -138,7 +138,7 @@ def _decoding(architecture: Architecture, image_size: int) -> int:
         vae.to_empty(device="cpu")
         live = LiveBytes([*vae.parameters(), *vae.buffers()])
         with live, torch.no_grad():
-            vae.decode(torch.empty(1, *architecture.latent_shape(image_size)))
+            vae.decode(torch.empty(1, *architecture.latent_shape(*size)))
     return live.peak
 
 
@@ -163,7 +163,7 @@ class _MicroStep:
         config: TrainConfig,
         architecture: Architecture,
         schedule: NoiseSchedule,
-        image_size: int,
+        size: Size,
     ) -> None:
         self.unet = unet
         self.dtype = DTYPES[config.precision]
@@ -172,7 +172,7 @@ class _MicroStep:
         self.variation = StepwiseVariation(config.variation, dtype=self.dtype)
         self.variation.update(1.0)
         self.schedule = schedule
-        shape = (config.micro_batch_size, *architecture.latent_shape(image_size))
+        shape = (config.micro_batch_size, *architecture.latent_shape(*size))
         self.latents, self.noise, self.direction = (torch.empty(shape) for _ in range(3))
         self.text = torch.empty(config.micro_batch_size, *architecture.text_shape)
         self.timesteps = torch.empty(config.micro_batch_size, dtype=torch.int64)

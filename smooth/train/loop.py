@@ -54,7 +54,11 @@ class Training:
         dataset = LatentsDataset(job.latents)
         check_networks(dataset, pipeline, job)
         self.loader = LatentLoader(
-            dataset, seed=config.seed, timesteps=schedule.steps, caption_dropout=config.train.caption_dropout
+            dataset,
+            seed=config.seed,
+            timesteps=schedule.steps,
+            caption_dropout=config.train.caption_dropout,
+            global_batch_size=config.train.global_batch_size,
         )
         self.embed = embedder(dataset, pipeline.text_encoder, place.device)
         self.validator = Validator(
@@ -107,10 +111,7 @@ class Training:
 
     def _micro_batches(self, samples_seen: int) -> list[Batch]:
         """This rank's share of the global batch that starts at ``samples_seen``."""
-        config = self.config
-        return self.loader.micro_batches(
-            samples_seen, config.global_batch_size, config.micro_batch_size, self.place.rank, self.place.ranks
-        )
+        return self.loader.micro_batches(samples_seen, self.config.micro_batch_size, self.place.rank, self.place.ranks)
 
     def advance(self, batches: Iterator[list[Batch]]) -> None:
         """One optimizer step, on the next of ``batches``, and its log."""

@@ -21,7 +21,7 @@ STEPS = 12  # enough to see what is drawn; quality is measured by the evaluate s
 
 
 class Validator:
-    """Samples the first captions of the data set with fixed noises by a few DDIM steps."""
+    """Samples the first captions of the data set's commonest size with fixed noises by a few DDIM steps."""
 
     def __init__(
         self,
@@ -36,8 +36,11 @@ class Validator:
         self.scheduler = scheduler
         self.guidance = guidance
         self.scaling_factor = dataset.scaling_factor
-        rows = range(min(PICTURES, len(dataset)))
-        draws = [generator(seed, row, Stream.VALIDATION).standard_normal(dataset.latent_shape) for row in rows]
+        groups = max(dataset.groups_of_sizes, key=lambda size: size.stop - size.start)  # the commonest size
+        first, end = int(dataset.starts[groups.start]), int(dataset.starts[groups.stop])
+        rows = range(first, min(first + PICTURES, end))
+        shape = dataset.latent_shapes[dataset.groups_of_sizes.index(groups)]
+        draws = [generator(seed, row, Stream.VALIDATION).standard_normal(shape) for row in rows]
         self.noise = torch.from_numpy(np.stack(draws)).float().to(device)
         shown = [dataset.row(row) for row in rows]
         texts = torch.from_numpy(np.stack([row.text for row in shown]))

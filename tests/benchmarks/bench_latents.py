@@ -36,8 +36,8 @@ class Actor:
 
         torch.set_num_threads(1)
         self.encoder = Encoder(base, None, settings.cache_text, batch_size=settings.batch_size)
-        shape, text = self.encoder.latent_shape(settings.image_size), self.encoder.no_text()["text"].shape
-        self.plan = Plan(source, "", encoding, settings, shape, text)
+        shapes = tuple(self.encoder.latent_shape(*size) for size in settings.sizes)
+        self.plan = Plan(source, "", encoding, settings, shapes, self.encoder.no_text()["text"].shape)
         self.make = PartEncoder
         self.tensors: list[tuple[Any, Any]] = []
 

@@ -30,15 +30,15 @@ from tests.synthetic import repeat_parts, shapes_of, write_latents
 PARTS, PART_ROWS, TIMES = 8, 250, 500
 
 
-def loader(dataset: LatentsDataset) -> LatentLoader:
-    return LatentLoader(dataset, seed=0, timesteps=1000, caption_dropout=0.1)
+def loader(dataset: LatentsDataset, batch: int) -> LatentLoader:
+    return LatentLoader(dataset, seed=0, timesteps=1000, caption_dropout=0.1, global_batch_size=batch)
 
 
-def index_memory(folder: str) -> float:
+def index_memory(folder: str, batch: int) -> float:
     """Peak in MB of opening the data set and going through an epoch's order, without a row."""
     tracemalloc.start()
     with closing(LatentsDataset(folder)) as dataset:
-        order = loader(dataset).order
+        (order,) = loader(dataset, batch).orders
         index = 0
         while index < len(dataset):
             index = order.window(index).end
@@ -51,17 +51,17 @@ def start(folder: str, place: float, batch: int) -> float:
     """Seconds from nothing to the first global batch, which lies at ``place`` of the epoch."""
     started = time.perf_counter()
     with closing(LatentsDataset(folder)) as dataset:
-        loader(dataset).micro_batches(int(place * len(dataset)), batch, batch, 0, 1)
+        loader(dataset, batch).micro_batches(int(place * len(dataset)), batch, 0, 1)
         return time.perf_counter() - started
 
 
 def throughput(folder: str, batch: int) -> float:
     """Samples/s over two windows, the first of which is read on the way."""
     with closing(LatentsDataset(folder)) as dataset:
-        samples = loader(dataset)
+        samples = loader(dataset, batch)
         started = time.perf_counter()
         for seen in range(0, 2 * WINDOW_ROWS, batch):
-            samples.micro_batches(seen, batch, batch, 0, 1)
+            samples.micro_batches(seen, batch, 0, 1)
         return 2 * WINDOW_ROWS / (time.perf_counter() - started)
 
 

@@ -41,7 +41,13 @@ def bare(config: RunConfig) -> float:
     pipeline = load_pipeline(config.model.base)
     schedule = NoiseSchedule(pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type)
     dataset = LatentsDataset(config.stage_dir("latents"))
-    loader = LatentLoader(dataset, seed=config.seed, timesteps=schedule.steps, caption_dropout=0)
+    loader = LatentLoader(
+        dataset,
+        seed=config.seed,
+        timesteps=schedule.steps,
+        caption_dropout=0,
+        global_batch_size=train.global_batch_size,
+    )
     unet = pipeline.unet
     parameters = add_lora(unet, train.lora, config.seed)
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
@@ -56,7 +62,7 @@ def bare(config: RunConfig) -> float:
         started = time.perf_counter()
         start = step * train.global_batch_size
         norms_seen: list[Tensor] = []
-        for batch in loader.micro_batches(start, train.global_batch_size, train.micro_batch_size, 0, 1):
+        for batch in loader.micro_batches(start, train.micro_batch_size, 0, 1):
             denoise = denoise_from(network, schedule, batch.latents, batch.timesteps, batch.text)
             output, norms, _ = variation.estimator(denoise, batch.noise, batch.direction)
             if variation.target is None:

@@ -96,7 +96,7 @@ def manifest(encoded: RunConfig) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def table(encoded: RunConfig, manifest: dict[str, Any]) -> pa.Table:
     folder = Path(encoded.stage_dir("latents").removeprefix("file://"))
-    return pa.concat_tables(pq.read_table(folder / item["name"]) for item in manifest["files"])
+    return pa.concat_tables(pq.read_table(folder / item["latents"][0]["name"]) for item in manifest["files"])
 
 
 def test_every_picture_is_a_row_or_counted(table: pa.Table, manifest: dict[str, Any]):
@@ -177,7 +177,7 @@ def test_two_actors_a_cut_shard_and_a_killed_actor_give_the_same_files(
     assert len([name for name in done if name.endswith(".json")]) == 2
 
     cut.write_bytes(whole)
-    (folder / "part-0.parquet.1234abcd.partial").write_bytes(b"left by a writer that was killed")
+    (folder / "part-0.16x16.parquet.1234abcd.partial").write_bytes(b"left by a writer that was killed")
     killed: list[int] = []
     killer = threading.Thread(
         target=_kill_an_actor, args=(folder, {path.name for path in folder.iterdir()}, killed), daemon=True
@@ -205,7 +205,7 @@ def test_a_flipped_byte_is_found_and_mended(encoded: RunConfig, manifest: dict[s
 
     before = contents(encoded)
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    name = manifest["files"][1]["name"]
+    name = manifest["files"][1]["latents"][0]["name"]
     damaged = bytearray(before[name])
     damaged[len(damaged) // 2] ^= 4
     (folder / name).write_bytes(damaged)
@@ -218,8 +218,9 @@ def test_a_flipped_byte_is_found_and_mended(encoded: RunConfig, manifest: dict[s
     assert contents(encoded) == before
     assert without_seconds(store.read_manifest(str(folder))) == without_seconds(manifest)
     touched = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns != times[path.name]}
-    part = manifest["files"][1]["part"]
-    assert touched == {*parts.file_names(part), parts.facts_name(part), schema.NULL_TEXT, store.MANIFEST}
+    part = manifest["files"][1]
+    names = {file["name"] for file in parts.files_of(part)}
+    assert touched == names | {parts.facts_name(part["part"]), schema.NULL_TEXT, store.MANIFEST}
     assert not verify.verify(str(folder)).faults
 
 
@@ -230,9 +231,9 @@ def test_token_ids_become_the_embeddings_that_would_have_been_cached(
     shard = Shard.of(store.read_manifest(source))[0]
     encoder = Encoder(tiny_base, None, cache_text=False, batch_size=8)
     null_text = encoder.texts([""])["text"]
-    plan = Plan(source, str(tmp_path), "png", encoded.latents, encoder.latent_shape(64), null_text.shape[1:])
+    plan = Plan(source, str(tmp_path), "png", encoded.latents, (encoder.latent_shape(64, 64),), null_text.shape[1:])
     PartEncoder(plan, encoder)(shard, "ids", lambda *_: None)
-    texts = pq.read_table(tmp_path / parts.file_names("ids")[1])
+    texts = pq.read_table(tmp_path / parts.texts_name("ids"))
     ids = schema.tensor(texts, "text")
     assert ids.dtype == np.int32
     tokenizer = load_pipeline(tiny_base).tokenizer
@@ -248,7 +249,7 @@ def test_token_ids_become_the_embeddings_that_would_have_been_cached(
 def test_a_size_that_the_vae_cannot_take_names_the_knob(tiny_base: str, tmp_path: Path):
     config = config_of(str(tmp_path), tiny_base, "latents.image_size=65")
     ingest(config, 1)
-    with pytest.raises(ValueError, match=r"latents\.image_size=65 is not a multiple"):
+    with pytest.raises(ValueError, match=r"65 pixels are not a multiple of .* use 64 in latents\.image_size"):
         latents.run(config)
 
 

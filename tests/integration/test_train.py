@@ -59,7 +59,9 @@ class Runner:
         if not latents.exists():
             texts = Encoder(self.base, None, config.latents.cache_text).texts([*CAPTIONS, ""])["text"]
             shape = shapes_of(self.base)["latent_shape"]
-            write_latents(latents, rows=ROWS, latent_shape=shape, text_shape=texts.shape[1:], texts=texts)
+            # Two sizes of latents, as of aspect buckets; the plain form goes through the chain.
+            wide = shape[0], shape[1] // 2, 2 * shape[2]
+            write_latents(latents, rows=ROWS, latent_shape=shape, wide=wide, text_shape=texts.shape[1:], texts=texts)
         return config
 
     def history(self, manifest: dict[str, Any], metric: str) -> dict[int, float]:

@@ -91,7 +91,7 @@ def test_conditions_are_those_of_the_pipeline(config: RunConfig, pipeline: Any) 
 
 def test_the_engine_predicts_what_the_pipelines_unet_does(config: RunConfig, pipeline: Any) -> None:
     dataset = LatentsDataset(config.stage_dir("latents"))
-    batch = LatentLoader(dataset, seed=1, timesteps=1000, caption_dropout=0.5).batch(range(6))
+    batch = LatentLoader(dataset, seed=1, timesteps=1000, caption_dropout=0.5, global_batch_size=6).batch(range(6))
     dropped = ~batch.text.flatten(1).any(1)
     assert 0 < int(dropped.sum()) < 6
     assert torch.equal(dropped, ~batch.added["text_embeds"].any(1))

@@ -36,8 +36,14 @@ def folder(small_groups: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_latents(path, rows=ROWS, latent_shape=SHAPE, text_shape=TEXT_SHAPE))
 
 
-def _loader(folder: str, seed: int = 1, caption_dropout: float = 0.0) -> LatentLoader:
-    return LatentLoader(LatentsDataset(folder), seed=seed, timesteps=1000, caption_dropout=caption_dropout)
+def _loader(folder: str, seed: int = 1, caption_dropout: float = 0.0, global_batch: int = 16) -> LatentLoader:
+    return LatentLoader(
+        LatentsDataset(folder),
+        seed=seed,
+        timesteps=1000,
+        caption_dropout=caption_dropout,
+        global_batch_size=global_batch,
+    )
 
 
 def _by_index(batches: list[Batch]) -> dict[int, dict[str, Tensor]]:
@@ -69,21 +75,63 @@ def test_batch_has_the_shapes_and_dtypes_of_the_contract(folder: str) -> None:
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(2, 4), (4, 2), (4, 4), (1, 4)])
 def test_any_number_of_ranks_sees_the_same_global_batches(folder: str, ranks: int, micro_batch: int) -> None:
     # 48 to 64 runs over the end of the first epoch of 50 rows.
-    one = _by_index(_loader(folder, caption_dropout=0.3).micro_batches(48, 16, 16, 0, 1))
+    one = _by_index(_loader(folder, caption_dropout=0.3).micro_batches(48, 16, 0, 1))
     assert sorted(one) == list(range(48, 64))
     many: list[Batch] = []
     for rank in range(ranks):
-        share = _loader(folder, caption_dropout=0.3).micro_batches(48, 16, micro_batch, rank, ranks)
+        share = _loader(folder, caption_dropout=0.3).micro_batches(48, micro_batch, rank, ranks)
         assert len(share) == 16 // (ranks * micro_batch)
         many += share
     _assert_same(one, _by_index(many))
 
 
 def test_resuming_in_the_middle_of_an_epoch_equals_going_through(folder: str) -> None:
-    whole = _loader(folder)
-    through = [batch for seen in range(0, 96, 8) for batch in whole.micro_batches(seen, 8, 8, 0, 1)]
-    resumed = [batch for seen in range(72, 96, 8) for batch in _loader(folder).micro_batches(seen, 8, 8, 0, 1)]
+    whole = _loader(folder, global_batch=8)
+    through = [batch for seen in range(0, 96, 8) for batch in whole.micro_batches(seen, 8, 0, 1)]
+    later = _loader(folder, global_batch=8)
+    resumed = [batch for seen in range(72, 96, 8) for batch in later.micro_batches(seen, 8, 0, 1)]
     _assert_same(_by_index(through[9:]), _by_index(resumed))
+
+
+@pytest.fixture(scope="module")
+def bucketed(small_groups: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """32 rows of one size and 16 of another."""
+    path = tmp_path_factory.mktemp("loader") / "bucketed"
+    return str(write_latents(path, rows=48, latent_shape=SHAPE, wide=(4, 4, 16), text_shape=TEXT_SHAPE))
+
+
+@pytest.mark.parametrize("window", [16, 4096])
+def test_a_global_batch_has_one_size_and_an_epoch_all_rows(
+    bucketed: str, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "WINDOW_ROWS", window)
+    loader = _loader(bucketed, caption_dropout=0.3, global_batch=8)
+    shapes: list[tuple[int, ...]] = []
+    seen: list[Batch] = []
+    for first in range(0, 3 * 48, 8):
+        micro_batches = loader.micro_batches(first, 4, 0, 1)
+        (shape,) = {tuple(batch.latents.shape[1:]) for batch in micro_batches}
+        assert {tuple(batch.direction.shape[1:]) for batch in micro_batches} == {shape}
+        shapes.append(shape)
+        seen += micro_batches
+    for epoch in range(3):
+        here = shapes[6 * epoch : 6 * (epoch + 1)]
+        assert (here.count(SHAPE), here.count((4, 4, 16))) == (4, 2)
+    assert shapes[:6] != shapes[6:12] or shapes[6:12] != shapes[12:]
+    plain = _loader(bucketed, global_batch=8)
+    texts = {plain.dataset.row(row)[1].astype(np.float32).tobytes(): row for row in range(48)}
+    rows = [texts.get(text.numpy().tobytes()) for text in torch.cat([batch.text for batch in plain_batches(plain)])]
+    assert sorted(rows[:48]) == sorted(rows[48:]) == list(range(48))
+    # From anywhere, on any number of ranks: the same samples.
+    again = _loader(bucketed, caption_dropout=0.3, global_batch=8)
+    halves = [batch for first in (88, 96) for rank in (1, 0) for batch in again.micro_batches(first, 2, rank, 2)]
+    _assert_same(_by_index(seen[22:26]), _by_index(halves))
+
+
+def plain_batches(loader: LatentLoader) -> Iterator[Batch]:
+    """Two epochs of 48 samples."""
+    for first in range(0, 96, 8):
+        yield loader.batch(range(first, first + 8))
 
 
 @pytest.mark.parametrize("window", [16, 4096])
@@ -92,11 +140,11 @@ def test_an_epoch_is_a_permutation_and_no_two_are_alike(
 ) -> None:
     monkeypatch.setattr(dataset, "WINDOW_ROWS", window)
     loader = _loader(folder)
-    first, second = ([loader.order.row_number(epoch * ROWS + place) for place in range(ROWS)] for epoch in (0, 1))
+    first, second = ([loader.orders[0].row_number(epoch * ROWS + place) for place in range(ROWS)] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(ROWS))
     assert first != second
     assert first != sorted(first)
-    assert [_loader(folder, seed=2).order.row_number(place) for place in range(ROWS)] != first
+    assert [_loader(folder, seed=2).orders[0].row_number(place) for place in range(ROWS)] != first
     # Reading through a cache of two windows gives each row's own numbers.
     fresh = LatentsDataset(folder)
     for row in first:
@@ -105,8 +153,8 @@ def test_an_epoch_is_a_permutation_and_no_two_are_alike(
 
 def test_posterior_draw_has_the_moments_of_the_row_and_is_fresh_every_epoch(folder: str) -> None:
     loader = _loader(folder)
-    places = {loader.order.row_number(place): place for place in range(ROWS)}
-    later = {loader.order.row_number(place): place for place in range(ROWS, 2 * ROWS)}
+    places = {loader.orders[0].row_number(place): place for place in range(ROWS)}
+    later = {loader.orders[0].row_number(place): place for place in range(ROWS, 2 * ROWS)}
     first = loader.batch([places[row] for row in range(ROWS)])
     second = loader.batch([later[row] for row in range(ROWS)])
     moments = torch.stack([torch.from_numpy(loader.dataset.row(row)[0]).float() for row in range(ROWS)])
@@ -160,7 +208,7 @@ def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
     dropped = (batch.text == 7).all(1)
     assert 0 < int(dropped.sum()) < 12
     for place in torch.nonzero(~dropped).flatten().tolist():
-        assert batch.text[place].tolist() == loader.dataset.row(loader.order.row_number(place))[1].tolist()
+        assert batch.text[place].tolist() == loader.dataset.row(loader.orders[0].row_number(place))[1].tolist()
 
 
 def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
@@ -174,14 +222,14 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 def _replace_rows(path: Path) -> None:
     """The second part gets the rows of a larger one, in groups of another size."""
     other = write_latents(path.parent / "other", rows=60, latent_shape=SHAPE, text_shape=TEXT_SHAPE)
-    (other / "part-1.parquet").rename(path / "part-1.parquet")
+    (other / "part-1.8x8.parquet").rename(path / "part-1.8x8.parquet")
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (_replace_rows, "has 30 rows in 2 row groups, by the manifest 25 in 2"),
-        (lambda path: (path / "part-1.parquet").unlink(), "missing"),
+        (lambda path: (path / "part-1.8x8.parquet").unlink(), "missing"),
         (lambda path: (path / "part-1.texts.parquet").write_bytes(b"PAR1"), "texts.parquet"),
     ],
 )
@@ -209,9 +257,9 @@ def test_memory_holds_two_windows_and_each_group_is_read_once_an_epoch(
         loader.batch(range(first, first + 5))
         held = [rows for future in loader.dataset._cache.values() if (rows := future.result())]
         assert sum(len(rows.moments) for rows in held) <= 2 * (window + 16)
-        here = loader.order.window(first + 4)
+        here = loader.orders[0].window(first + 4)
         if first + 5 - here.first >= len(here.rows) / 2:
-            assert loader.dataset._cache.keys() >= set(loader.order.groups(here.end))
+            assert loader.dataset._cache.keys() >= set(loader.orders[0].groups(here.end))
     # Behind the third epoch's end lies the first window of the fourth, read ahead.
     groups = len(loader.dataset.starts) - 1
     assert len(read) <= (groups if window > ROWS else 3 * groups + 2)
@@ -228,11 +276,11 @@ def test_a_window_is_bounded_by_bytes_too(tmp_path: Path, monkeypatch: pytest.Mo
 
 def _read_ahead(folder: str, global_batch: int, rank: int, workers: int) -> list[Batch]:
     """What a worker trains on in two epochs and what is left of the last global batch."""
-    loader = _loader(folder)
+    loader = _loader(folder, global_batch=global_batch)
     micro_batch = global_batch // workers
 
     def share(seen: int) -> list[Batch]:
-        return loader.micro_batches(seen, global_batch, micro_batch, rank, workers)
+        return loader.micro_batches(seen, micro_batch, rank, workers)
 
     with ReadAhead(share, range(0, 2 * ROWS, global_batch)) as shares:
         return [batch for batches in shares for batch in batches]

@@ -22,6 +22,7 @@ from smooth.data.shards import Shard
 from tests.shards import Member, png, sample, write_ingest
 
 LATENT, TEXT = (2, 8, 8), (3, 4)
+ROWS = "part-p.8x8.parquet"
 
 
 class Arithmetic:
@@ -35,7 +36,8 @@ class Arithmetic:
 
     def moments(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
         self.batches.append(len(pixels))
-        means = pixels[..., :2].reshape(len(pixels), 8, 4, 8, 4, 2).mean((2, 4)).transpose(0, 3, 1, 2)
+        count, height, width, _ = pixels.shape
+        means = pixels[..., :2].reshape(count, height // 4, 4, width // 4, 4, 2).mean((2, 4)).transpose(0, 3, 1, 2)
         means = np.where(means == 255, np.inf, means)  # a white picture is one that the VAE can't bear
         return np.concatenate([means, means], axis=1).astype(np.float16)
 
@@ -57,7 +59,9 @@ def encode(
     root: str, shard: Mapping[str, Member], part: str = "p", **settings: Any
 ) -> tuple[parts.Facts, Arithmetic, list[tuple[int, int]]]:
     (listed,) = Shard.of(write_ingest(f"{root}/ingest", [shard], shuffled=True))
-    plan = Plan(f"{root}/ingest", f"{root}/a", "png", LatentsConfig(image_size=32, **settings), LATENT, TEXT)
+    config = LatentsConfig(image_size=32, **settings)
+    shapes = tuple((2, height // 4, width // 4) for height, width in config.sizes)
+    plan = Plan(f"{root}/ingest", f"{root}/a", "png", config, shapes, TEXT)
     networks, told = Arithmetic(), []
     PartEncoder(plan, networks)(listed, part, lambda *counts: told.append(counts))
     return parts.finished(plan.folder, [part])[part], networks, told
@@ -83,7 +87,7 @@ def test_rows_are_in_key_order_and_share_texts(tmp_path: Path, scheme: str) -> N
     assert np.array_equal(moments[7], networks.moments(pixels_of(7)[None])[0])
     assert facts["pictures"] == facts["rows"] == 22
     assert facts["texts"]["rows"] == 5
-    assert sum(facts["stored"].values()) == facts["bytes"] + facts["texts"]["bytes"]
+    assert sum(facts["stored"].values()) == sum(file["bytes"] for file in parts.files_of(facts))
     for file in parts.files_of(facts):
         assert store.sha256(f"{root}/a/{file['name']}") == file["sha256"]
     assert told[-1] == (22, 0)
@@ -121,13 +125,37 @@ def test_a_part_is_the_same_bytes_again_and_no_more_than_a_row_group_waits(
     again, *_ = encode(f"{tmp_path}/2", samples(25), crop="random", crops=3)
     assert facts == again
     assert told[0][0] < 10  # something was written, and told, long before the last picture was seen
-    footer = pq.read_metadata(f"{tmp_path}/1/a/{facts['name']}")
+    footer = pq.read_metadata(f"{tmp_path}/1/a/{facts['latents'][0]['name']}")
     assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [10] * 7 + [5]
+
+
+def test_each_aspect_has_its_rows_in_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "ROW_GROUP", 6)
+    wide = {f"k{n:03d}": sample(png(np.tile(pixels_of(n), (1, 2, 1))), "wide", (32, 64)) for n in range(1, 40, 2)}
+    facts, networks, told = encode(str(tmp_path), samples(40) | wide, buckets=((32, 32), (32, 64), (64, 32)))
+    assert [file["name"] for file in facts["latents"]] == [f"part-p.{size}.parquet" for size in ("8x8", "8x16", "16x8")]
+    assert (facts["rows"], [file["rows"] for file in facts["latents"]]) == (40, [20, 20, 0])
+    assert told[-1] == (40, 0)
+    assert networks.batches == [4] * 10
+    texts = pq.read_table(f"{tmp_path}/a/{facts['texts']['name']}")["caption"].to_pylist()
+    for file, first, repeated in zip(facts["latents"], (0, 1), (1, 2), strict=False):
+        rows = pq.read_table(f"{tmp_path}/a/{file['name']}")
+        numbers = range(first, 40, 2)
+        assert rows["key"].to_pylist() == [f"k{n:03d}" for n in numbers]
+        assert [texts[row] for row in rows["text_row"].to_pylist()] == rows["caption"].to_pylist()
+        pixels = np.stack([np.tile(pixels_of(n), (1, repeated, 1)) for n in numbers])
+        assert np.array_equal(schema.tensor(rows, "moments"), networks.moments(pixels))
+        footer = pq.read_metadata(f"{tmp_path}/a/{file['name']}")
+        assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [6, 6, 6, 2]
 
 
 def test_a_shard_without_one_good_picture_is_a_part_without_rows(tmp_path: Path) -> None:
     facts, *_ = encode(str(tmp_path), {"a": sample(b"none", "a")})
     assert (facts["rows"], facts["texts"]["rows"], facts["failed"]) == (0, 0, {"undecodable": 1})
+
+
+def names_of(part: str) -> list[str]:
+    return [f"part-{part}.8x8.parquet", parts.texts_name(part), parts.facts_name(part)]
 
 
 @contextmanager
@@ -145,9 +173,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     encode(str(tmp_path), samples(22), part="first")
     with pytest.raises(OSError, match="File too large"), file_size_limit(30_000):
         encode(str(tmp_path), samples(60), part="second")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
-        [*parts.file_names("first"), parts.facts_name("first")]
-    )
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(names_of("first"))
 
 
 def test_a_part_is_finished_only_with_all_its_files_whole(tmp_path: Path) -> None:
@@ -155,8 +181,8 @@ def test_a_part_is_finished_only_with_all_its_files_whole(tmp_path: Path) -> Non
     assert parts.finished(folder, ["p"]) == {}
     for number, damage in enumerate(
         [
-            lambda path: (path / parts.file_names("p")[0]).unlink(),
-            lambda path: (path / parts.file_names("p")[1]).write_bytes(b"short"),
+            lambda path: (path / ROWS).unlink(),
+            lambda path: (path / parts.texts_name("p")).write_bytes(b"short"),
             lambda path: (path / parts.facts_name("p")).write_text("{half"),
             lambda path: (path / parts.facts_name("p")).unlink(),
         ]
@@ -172,14 +198,15 @@ def test_parts_of_siblings_are_copied_unless_they_are_damaged(tmp_path: Path, sc
     root = f"{scheme}://{tmp_path}"
     good, *_ = encode(root, samples(5), part="good")
     bad, *_ = encode(root, samples(5), part="bad")
-    data = bytearray(store.read_bytes(f"{root}/a/{bad['name']}"))
+    good_rows, bad_rows = (facts["latents"][0]["name"] for facts in (good, bad))
+    data = bytearray(store.read_bytes(f"{root}/a/{bad_rows}"))
     data[len(data) // 2] ^= 1
-    store.write_bytes(f"{root}/a/{bad['name']}", bytes(data))
+    store.write_bytes(f"{root}/a/{bad_rows}", bytes(data))
     assert parts.copy_from_siblings(f"{root}/b", {"good", "bad", "unknown"}) == {"good": good}
     assert parts.finished(f"{root}/b", ["good", "bad"]) == {"good": good}
-    assert store.read_bytes(f"{root}/b/{good['name']}") == store.read_bytes(f"{root}/a/{good['name']}")
+    assert store.read_bytes(f"{root}/b/{good_rows}") == store.read_bytes(f"{root}/a/{good_rows}")
     if scheme == "file":  # one more name, not one more file
-        assert (tmp_path / "b" / good["name"]).stat().st_nlink == 2
+        assert (tmp_path / "b" / good_rows).stat().st_nlink == 2
     assert parts.copy_from_siblings(f"{root}/b", {"good"}) == {"good": good}  # again, over what is there
 
 
@@ -187,10 +214,9 @@ def test_what_killed_writers_left_is_removed_and_the_rest_stays(tmp_path: Path) 
     facts, *_ = encode(str(tmp_path), samples(3))
     encode(str(tmp_path), samples(3), part="old")
     folder = tmp_path / "a"
-    for name in ("part-p.parquet.12ab34cd.partial", "contact_sheet.png"):
+    for name in ("part-p.8x8.parquet.12ab34cd.partial", "contact_sheet.png"):
         (folder / name).write_bytes(b"1")
     parts.remove_others(str(folder), [facts])
-    names = {*parts.file_names("p"), parts.facts_name("p"), "contact_sheet.png"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == {*names_of("p"), "contact_sheet.png"}
     parts.remove(str(folder), "p")
     assert [path.name for path in folder.iterdir()] == ["contact_sheet.png"]

@@ -98,13 +98,13 @@ def test_activations_are_what_a_real_forward_pass_keeps_and_a_little(small: Arch
     config = TrainConfig(**PLAIN, method="full", variation={"weight": 0})
     inputs = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, *small.text_shape)
     kept = saved_for_backward(small.build_unet(), inputs)
-    counted = trace(small, config, image_size=64, gradient_share=1.0)
+    counted = trace(small, config, (64, 64), gradient_share=1.0)
     assert 1.0 <= counted.activations / kept < 1.25
     assert counted.parameters == counted.trained
-    regularized = trace(small, TrainConfig(**PLAIN, method="full"), image_size=64, gradient_share=1.0)
+    regularized = trace(small, TrainConfig(**PLAIN, method="full"), (64, 64), gradient_share=1.0)
     assert 1.9 < regularized.activations / counted.activations < 2.3  # the graphs of two forward passes
     keys = {**PLAIN, "method": "full", "gradient_checkpointing": True}
-    again = trace(small, TrainConfig(**keys), image_size=64, gradient_share=1.0)
+    again = trace(small, TrainConfig(**keys), (64, 64), gradient_share=1.0)
     assert again.activations < 0.6 * regularized.activations
 
 

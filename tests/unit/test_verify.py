@@ -36,13 +36,13 @@ def write(folder: Path, texts: dict[str, Any] | None = None, **changed: Any) -> 
     sound = {"caption": [f"caption {number}" for number in range(3)], "text": np.ones((3, *TEXT), np.float16)}
     files = []
     for name, of_rows, of_texts in (("a", {}, sound), ("b", changed, texts or sound)):
-        with parts.writing(str(folder), name, schema.rows_schema(LATENT), schema.texts_schema(TEXT)) as part:
-            part.rows.add(columns(9, **of_rows))
-            part.texts.add(of_texts)
+        with parts.writing(str(folder), name, [schema.rows_schema(LATENT)], schema.texts_schema(TEXT)) as part:
+            part.add(part.rows[0], columns(9, **of_rows))
+            part.add(part.texts, of_texts)
         files.append({**parts.finished(str(folder), [name])[name], "shard": f"{name}.tar"})
     null_text = save({"text": np.zeros(TEXT, np.float16)})
     store.write_bytes(str(folder / schema.NULL_TEXT), null_text)
-    manifest = {"rows": 18, "latent_shape": LATENT, "text_shape": TEXT, "files": files}
+    manifest = {"rows": 18, "latent_shapes": [LATENT], "text_shape": TEXT, "files": files}
     return store.write_manifest(str(folder), manifest | {"null_text": hashlib.sha256(null_text).hexdigest()})
 
 
@@ -64,9 +64,13 @@ def test_a_sound_folder_has_no_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "part", "text"),
     [
-        (lambda folder: flip(folder / "part-b.parquet"), "b", "part-b.parquet is not the file that was written"),
+        (
+            lambda folder: flip(folder / "part-b.4x4.parquet"),
+            "b",
+            "part-b.4x4.parquet is not the file that was written",
+        ),
         (lambda folder: flip(folder / "part-b.texts.parquet"), "b", "part-b.texts.parquet is not the file that was"),
-        (lambda folder: (folder / "part-a.parquet").unlink(), "a", "part-a.parquet is missing"),
+        (lambda folder: (folder / "part-a.4x4.parquet").unlink(), "a", "part-a.4x4.parquet is missing"),
         (lambda folder: (folder / "part-a.json").write_text("{}"), "a", "part-a.json is not what the manifest says"),
         (lambda folder: flip(folder / schema.NULL_TEXT), None, f"{schema.NULL_TEXT} is not the file"),
         (lambda folder: (folder / schema.NULL_TEXT).unlink(), None, f"{schema.NULL_TEXT} is missing"),
@@ -88,8 +92,8 @@ NAN = np.full((9, 4, 4, 4), np.nan, np.float16)
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"moments": NAN}, "part-b.parquet: moments of 9 rows is not finite"),
-        ({"text_row": [0, 1, 2, 0, 1, 2, 0, 2, 9]}, "part-b.parquet: 2 rows point to another caption's text"),
+        ({"moments": NAN}, "part-b.4x4.parquet: moments of 9 rows is not finite"),
+        ({"text_row": [0, 1, 2, 0, 1, 2, 0, 2, 9]}, "part-b.4x4.parquet: 2 rows point to another caption's text"),
         (
             {"texts": {"caption": [f"caption {n}" for n in range(3)], "text": np.full((3, *TEXT), np.inf, np.float16)}},
             "part-b.texts.parquet: text of 3 rows is not finite",
@@ -105,23 +109,23 @@ def test_wrong_contents_are_found_though_the_bytes_are_those_written(
 
 def test_other_shapes_and_counts_than_the_manifests_are_found(tmp_path: Path) -> None:
     manifest = write(tmp_path)
-    store.write_manifest(str(tmp_path), manifest | {"latent_shape": (2, 2, 8), "rows": 17})
+    store.write_manifest(str(tmp_path), manifest | {"latent_shapes": [(2, 2, 8)], "rows": 17})
     assert faults(tmp_path) == [
-        ("a", "part-a.parquet has other columns or shapes than the manifest says"),
-        ("b", "part-b.parquet has other columns or shapes than the manifest says"),
+        ("a", "part-a.4x4.parquet has other columns or shapes than the manifest says"),
+        ("b", "part-b.4x4.parquet has other columns or shapes than the manifest says"),
         (None, "manifest.json: 17 rows, its parts have 18"),
     ]
     changed = json.loads(json.dumps(manifest))
-    changed["files"][1]["rows"] = 10
+    changed["files"][1]["latents"][0]["rows"] = 10
     store.write_manifest(str(tmp_path), changed)
-    assert ("b", "part-b.parquet has 9 rows, the manifest says 10") in faults(tmp_path)
+    assert ("b", "part-b.4x4.parquet has 9 rows, the manifest says 10") in faults(tmp_path)
 
 
 def test_without_shards_nothing_is_repaired_and_nothing_lost(tmp_path: Path) -> None:
     config = RunConfig.load("tiny", [f"storage.root={tmp_path}"])
     folder = Path(config.stage_dir("latents"))
     write(folder)
-    flip(folder / "part-b.parquet")
+    flip(folder / "part-b.4x4.parquet")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(store.ArtifactError, match=r"no finished artifact at .*ingest"):
         verify.repair(config)
