@@ -79,6 +79,9 @@ class Encoder:
         """Mean and log-variance (clamped to -30..20 as diffusers samples it) of the posterior.
 
         (N, height, width, 3) uint8 -> (N, 2C, H, W) float16, not multiplied by the scaling factor.
+
+        Raises:
+            MemoryError: the device has no room for a batch.
         """
         return np.concatenate([self._moments(pixels[first:last]) for first, last in self._batches(len(pixels))])
 
@@ -86,7 +89,14 @@ class Encoder:
         padding = np.repeat(pixels[-1:], self.batch_size - len(pixels), axis=0)
         padded = torch.from_numpy(np.concatenate([pixels, padding])).to(self.device)
         scaled = padded.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
-        posterior = self.pipeline.vae.encode(scaled).latent_dist
+        try:
+            posterior = self.pipeline.vae.encode(scaled).latent_dist
+        except torch.OutOfMemoryError as error:
+            _, _, height, width = scaled.shape
+            raise MemoryError(
+                f"the VAE has no room for latents.batch_size={self.batch_size} pictures of {height} x {width} pixels "
+                f"on {self.device}; lower the batch size"
+            ) from error
         moments = torch.cat([posterior.mean, posterior.logvar], dim=1)[: len(pixels)]
         # Values beyond half precision become infinite here, and are found by the caller.
         half: npt.NDArray[np.float16] = moments.to(torch.float16).cpu().numpy()

@@ -253,6 +253,17 @@ def test_a_size_that_the_vae_cannot_take_names_the_knob(tiny_base: str, tmp_path
         latents.run(config)
 
 
+def test_a_batch_without_room_names_the_knob(tiny_base: str, monkeypatch: pytest.MonkeyPatch):
+    encoder = Encoder(tiny_base, None, cache_text=True, batch_size=3)
+
+    def no_room(_: torch.Tensor) -> None:  # in the place of a GPU that is full
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(encoder.pipeline.vae, "encode", no_room)
+    with pytest.raises(MemoryError, match=r"latents\.batch_size=3 pictures of 64 x 48 pixels on cpu"):
+        encoder.moments(np.zeros((2, 64, 48, 3), np.uint8))
+
+
 def test_without_ingest_there_is_nothing_to_encode(tiny_base: str, tmp_path: Path):
     with pytest.raises(store.ArtifactError, match="Run the stage that makes it first"):
         latents.run(config_of(str(tmp_path), tiny_base))
