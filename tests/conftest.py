@@ -33,6 +33,7 @@ SERVICES = {
         "test_latents",
         "test_retry",
         "test_train",
+        "test_watch",
     ),
 }
 

@@ -20,6 +20,7 @@ DOORS = {
         "smooth/data/dispatch.py",
         "smooth/data/latents.py",
         "smooth/train/launch.py",
+        "smooth/train/watch.py",
         "smooth/evaluate/run.py",
     },
     "prefect": set[str](),

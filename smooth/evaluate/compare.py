@@ -11,10 +11,9 @@ from smooth.evaluate import features, istd
 from smooth.evaluate.frechet import frechet_distance, kernel_distance, moments
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.protocol import Protocol
+from smooth.evaluate.smoothness import COEFFICIENT, DISTANCE, istd_difference, smoothness
+from smooth.evaluate.smoothness import ISTD as ISTD
 
-ISTD = "ISTD"
-DISTANCE = "neighbour distance"
-COEFFICIENT = "variation coefficient"
 KID = f"KID ({features.NAME}) x1000"
 FRECHET = f"Fréchet distance ({features.NAME})"
 FID = "FID (Inception-v3)"
@@ -46,10 +45,9 @@ def metrics_of(
     """All metrics of base and fine-tuned, and the paired difference of ISTD over prompts."""
     metrics = []
     for name, measured in (("base", base), ("smooth", smooth)):
-        metrics += _smoothness(protocol, name, measured.distances)
+        metrics += smoothness(protocol, name, measured.distances)
         metrics += _quality(protocol, name, measured.features, reference)
-    difference = istd.deviation(smooth.distances) - istd.deviation(base.distances)
-    metrics.append(_per_prompt(protocol, ISTD, "smooth - base", difference))
+    metrics.append(istd_difference(protocol, base.distances, smooth.distances))
     return metrics
 
 
@@ -57,20 +55,6 @@ def metric_key(metric: Metric) -> str:
     """Name of a metric in MLflow, for example ``evaluate/istd_smooth``."""
     model = metric.model.replace("smooth - base", "difference")
     return f"evaluate/{_KEYS[metric.name]}_{model}"
-
-
-def _per_prompt(protocol: Protocol, name: str, model: str, values: npt.NDArray[np.float64]) -> Metric:
-    found = istd.bootstrap(values, protocol.seed)
-    stamp = {**protocol.interpolation_stamp, **istd.STAMP}
-    return Metric(name, model, found.value, found.low, found.high, values.size, stamp)
-
-
-def _smoothness(protocol: Protocol, model: str, distances: npt.NDArray[np.float64]) -> list[Metric]:
-    return [
-        _per_prompt(protocol, ISTD, model, istd.deviation(distances)),
-        _per_prompt(protocol, DISTANCE, model, distances.mean(axis=1)),
-        _per_prompt(protocol, COEFFICIENT, model, istd.variation_coefficient(distances)),
-    ]
 
 
 def _quality(

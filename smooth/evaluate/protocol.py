@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,10 @@ class Protocol:
             base=model_identity(config.model.base, config.model.revision),
             data=config.fingerprint("latents"),
         )
+
+    def first(self, prompts: int) -> Protocol:
+        """The same on the first ``prompts`` (at most those that there are), with their noises; no single pictures."""
+        return replace(self, prompts=self.prompts[:prompts], picture_prompts=())
 
     @property
     def fingerprint(self) -> str:

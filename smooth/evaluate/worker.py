@@ -11,6 +11,7 @@ import torch
 
 from smooth.config import ModelConfig
 from smooth.diffusion import sampler
+from smooth.evaluate import frames
 from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.protocol import Protocol
 from smooth.models import trained
@@ -57,11 +58,9 @@ class Painter:
         self._pipeline.unet.to(memory_format=torch.channels_last)
         indices = range(block.start, block.stop)
         if block.kind == "frames":
-            prompts = [self._protocol.prompts[index // self._protocol.frames] for index in indices]
-            noises = [self._frame_noise(*divmod(index, self._protocol.frames)) for index in indices]
-        else:
-            prompts = [self._protocol.picture_prompts[index] for index in indices]
-            noises = [sampler.noise(self._protocol.seed, "picture", index, self._shape) for index in indices]
+            return frames.paint(self._pipeline, self._protocol, indices)
+        prompts = [self._protocol.picture_prompts[index] for index in indices]
+        noises = [sampler.noise(self._protocol.seed, "picture", index, self._shape) for index in indices]
         return sampler.sample(
             self._pipeline,
             prompts,
@@ -78,8 +77,3 @@ class Painter:
     def features(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features (B, 1280) float32 of pictures (B, H, W, 3) uint8."""
         return self._features(pictures)
-
-    def _frame_noise(self, prompt: int, frame: int) -> torch.Tensor:
-        start = sampler.noise(self._protocol.seed, "start", prompt, self._shape)
-        end = sampler.noise(self._protocol.seed, "end", prompt, self._shape)
-        return sampler.slerp(start, end, frame / (self._protocol.frames - 1))

@@ -154,16 +154,18 @@ class Engine(ABC):
         for master in self.masters():
             self.optimizer.state[master]["step"].fill_(updates)
 
-    def result(self) -> dict[str, Tensor]:
+    def result(self, *, keep: bool = True) -> dict[str, Tensor]:
         """What training made, by parameter: the average where one is kept, else the weights. Every rank calls it.
 
-        float32 on the CPU, not shared with the network.
+        float32 on the CPU, not shared with the network; empty on a rank that does not ``keep`` it.
         """
         state = WEIGHTS if self.config.ema_decay is None else AVERAGE
-        return {
-            name: self.whole(parameter, state).detach().float().cpu().clone()
-            for name, parameter in self.parameters.items()
-        }
+        kept = {}
+        for name, parameter in self.parameters.items():
+            weight = self.whole(parameter, state)
+            if keep:
+                kept[name] = weight.detach().float().cpu().clone()
+        return kept
 
 
 class PlainEngine(Engine):

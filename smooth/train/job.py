@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from smooth.config import RunConfig
+
+if TYPE_CHECKING:
+    from smooth.evaluate.protocol import Protocol
+
+
+def ignore(*_: Any) -> None:
+    """What nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +28,12 @@ class TrainJob:
     base: str  # the resolved model.base
     latents: str  # finished latents folder
     folder: str  # the train stage's folder
+    protocol: Protocol | None = None  # of the ISTD estimates; None where train.istd_every asks for none
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank runs, and whom it tells. Only rank 0's ``log`` and ``picture`` are called."""
+    """Where a rank runs, and whom it tells. Only rank 0's ``log``, ``picture`` and ``estimate`` are called."""
 
     rank: int
     ranks: int
@@ -31,3 +41,4 @@ class Place:
     log: Callable[[Mapping[str, float], int], None]  # (metrics, step)
     picture: Callable[[str, int], None]  # (path of a PNG, step)
     checkpoint: Callable[[Callable[[Path], None], int, float], None]  # (writes it into a folder, step, mean loss)
+    estimate: Callable[[Mapping[str, Tensor], int], None] = ignore  # (trained weights of the moment, step)

@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,8 +19,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from smooth import cluster, store, tracking
 from smooth.config import RunConfig, TrainConfig, resolve_model
+from smooth.evaluate.protocol import Protocol
 from smooth.models import WEIGHTS_NAME
-from smooth.train.job import Place, TrainJob
+from smooth.train.job import Place, TrainJob, ignore
 from smooth.train.state import TrainError
 
 CHECKPOINTS = "checkpoints"
@@ -63,7 +65,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     latents = config.stage_dir("latents")
     data = store.read_manifest(latents)
     base = resolve_model(config.model.base)
-    job = TrainJob(config, str(Path(base).resolve()) if Path(base).is_dir() else base, latents, folder)
+    job = TrainJob(
+        config, str(Path(base).resolve()) if Path(base).is_dir() else base, latents, folder, _protocol(config)
+    )
     cluster.connect()
     fingerprint = config.fingerprint("train")
     with tracking.start_run(config, name=f"train-{fingerprint[:8]}") as mlflow_run:
@@ -90,6 +94,11 @@ def run(config: RunConfig) -> dict[str, Any]:
             "pictures": _pictures(folder),
         }
         return store.write_manifest(folder, manifest)
+
+
+def _protocol(config: RunConfig) -> Protocol | None:
+    """Of the ISTD estimates during training, where it has any."""
+    return None if config.train.istd_every is None else Protocol.of(config).first(config.train.istd_prompts)
 
 
 def _train(job: TrainJob, run_id: str) -> Outcome:
@@ -147,30 +156,42 @@ def _worker(settings: dict[str, Any]) -> Outcome:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     with ExitStack() as stack:
-        log, picture, flush = _ignore, _ignore, _ignore
+        place = Place(rank, context.get_world_size(), _device(), ignore, ignore, _report)
+        finish = ignore
         if rank == 0:
-            mlflow_run = stack.enter_context(tracking.resume_run(settings["run_id"]))
-            log, flush = mlflow_run.log_metrics, mlflow_run.flush
-
-            def picture(path: str, step: int) -> None:
-                mlflow_run.log_picture(path, "validation", step)
-
-        def checkpoint(write: Callable[[Path], None], step: int, loss: float) -> None:
-            flush()  # a run that goes on from here won't log these steps again
-            _report(write, step, loss)
-
-        place = Place(rank, context.get_world_size(), _device(), log, picture, checkpoint)
+            place, finish = _telling(place, job, stack.enter_context(tracking.resume_run(settings["run_id"])))
         try:
             with _restored() as folder:
                 state = Training(job, place).run(folder)
         except TrainError as error:
             # Raised alike on every rank. Returned, since Ray would start the workers again after an exception.
             return Outcome(step=0, samples_seen=0, metrics={}, refused=str(error))
+        finish()
     return Outcome(step=state.step, samples_seen=state.samples_seen, metrics=state.metrics, refused=None)
 
 
-def _ignore(*_: Any) -> None:
-    """Ranks other than 0 keep silent."""
+def _telling(place: Place, job: TrainJob, mlflow_run: tracking.Run) -> tuple[Place, Callable[[], None]]:
+    """Rank 0's place, which tells the MLflow run; and what ends the telling after the last step."""
+    from smooth.train.watch import IstdWatch
+
+    def picture(path: str, step: int) -> None:
+        mlflow_run.log_picture(path, "validation", step)
+
+    def checkpoint(write: Callable[[Path], None], step: int, loss: float) -> None:
+        mlflow_run.flush()  # a run that goes on from here won't log these steps again
+        _report(write, step, loss)
+
+    place = replace(place, log=mlflow_run.log_metrics, picture=picture, checkpoint=checkpoint)
+    if job.protocol is None:
+        return place, ignore
+    watch = IstdWatch(job, job.protocol, mlflow_run.log_metrics)
+    mlflow_run.set_tags({"smooth.istd_estimate": watch.label})
+
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        mlflow_run.log_metrics(metrics, step)
+        watch.poll()
+
+    return replace(place, log=log, estimate=watch.take), watch.close
 
 
 def _device() -> torch.device:

@@ -93,13 +93,13 @@ class Training:
                     # Not alike on every rank, so no TrainError: Ray ends the others.
                     raise MemoryError(self._out_of_memory()) from error
                 self._keep()
-        weights = self.engine.result()
+        weights = self.engine.result(keep=self.place.rank == 0)
         if self.place.rank == 0:
             trained.save(self.job.folder, weights, self.engine.unet, self.config)
         return self.state
 
     def _keep(self) -> None:
-        """A checkpoint and validation pictures, where this step is due for them."""
+        """A checkpoint, validation pictures and an estimate of ISTD, where this step is due for them."""
         step, config = self.state.step, self.config
         last = step == config.steps
         if step % config.checkpoint_every == 0 or last:
@@ -108,6 +108,10 @@ class Training:
             self.losses.clear()
         if step % config.validate_every == 0 or last:
             self.validate()
+        if config.istd_every and (step % config.istd_every == 0 or last):
+            weights = self.engine.result(keep=self.place.rank == 0)  # gathered by all, as for a checkpoint
+            if self.place.rank == 0:
+                self.place.estimate(weights, step)
 
     def _micro_batches(self, samples_seen: int) -> list[Batch]:
         """This rank's share of the global batch that starts at ``samples_seen``."""

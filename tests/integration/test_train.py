@@ -52,6 +52,9 @@ class Runner:
                 "train.learning_rate=1e-3",
                 "train.caption_dropout=0.3",
                 "train.variation.weight=1",
+                "train.istd_every=null",
+                "evaluate.frames=3",
+                "evaluate.steps=2",
                 *overrides,
             ],
         )
@@ -81,7 +84,7 @@ def runner(ray_local: None, tiny_base: str, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def uninterrupted(runner: Runner) -> dict[str, Any]:
     """Two workers, ZeRO 2, from start to end."""
-    config = runner.config("uninterrupted")
+    config = runner.config("uninterrupted", f"train.istd_every={STEPS}", "train.istd_prompts=2")
     manifest = launch.run(config)
     return {**manifest, "folder": config.stage_dir("train")}
 
@@ -120,6 +123,10 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
         if step > 1:
             before, norm = history["target"][step - 1], history["norm"][step - 1]
             assert history["target"][step] == pytest.approx(before + 0.01 * (norm - before), rel=1e-6)
+    for name in ("base", "smooth", "difference"):
+        assert STEPS in runner.history(uninterrupted, f"istd_estimate/{name}"), name
+    difference = runner.history(uninterrupted, "istd_estimate/difference")[STEPS]
+    assert difference != 0
     checkpoint = Path(folder, "checkpoints", f"step-{STEPS:06d}")
     settings = json.loads((checkpoint / "engine.json").read_text())
     assert settings["zero_optimization"]["stage"] == 2

@@ -1,0 +1,44 @@
+"""ISTD and its kin as metrics: distances of neighbouring frames become values with intervals and stamps."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from smooth.evaluate import istd
+from smooth.evaluate.metric import Metric
+from smooth.evaluate.protocol import Protocol
+
+ISTD = "ISTD"
+DISTANCE = "neighbour distance"
+COEFFICIENT = "variation coefficient"
+
+
+def stamp(protocol: Protocol) -> dict[str, str | int | float]:
+    """What a value measured on the protocol's interpolations depends on besides the model."""
+    return {**protocol.interpolation_stamp, **istd.STAMP}
+
+
+def per_prompt(protocol: Protocol, name: str, model: str, values: npt.NDArray[np.float64]) -> Metric:
+    """The mean of one value a prompt, (P,), with its interval over the prompts."""
+    found = istd.bootstrap(values, protocol.seed)
+    return Metric(name, model, found.value, found.low, found.high, values.size, stamp(protocol))
+
+
+def istd_of(protocol: Protocol, model: str, distances: npt.NDArray[np.float64]) -> Metric:
+    """ISTD of distances (P, F - 1)."""
+    return per_prompt(protocol, ISTD, model, istd.deviation(distances))
+
+
+def istd_difference(protocol: Protocol, base: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64]) -> Metric:
+    """The paired difference of two models' ISTD, of distances (P, F - 1) each."""
+    return per_prompt(protocol, ISTD, "smooth - base", istd.deviation(smooth) - istd.deviation(base))
+
+
+def smoothness(protocol: Protocol, model: str, distances: npt.NDArray[np.float64]) -> list[Metric]:
+    """All that is told of distances (P, F - 1)."""
+    return [
+        istd_of(protocol, model, distances),
+        per_prompt(protocol, DISTANCE, model, distances.mean(axis=1)),
+        per_prompt(protocol, COEFFICIENT, model, istd.variation_coefficient(distances)),
+    ]
