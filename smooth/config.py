@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from smooth import store
 from smooth.overrides import ConfigError as ConfigError
@@ -55,6 +55,15 @@ class RunConfig(Section):
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _samples_are_appended(self) -> Self:
+        if self.train.log_samples and "://" in self.storage.root:
+            raise ValueError(
+                "train.log_samples appends to files, which an object store can't; set it to false, or storage.root "
+                "to a folder"
+            )
+        return self
 
     @classmethod
     def load(cls, preset: str = "tiny", overrides: Sequence[str] = ()) -> RunConfig:

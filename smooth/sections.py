@@ -173,6 +173,7 @@ class TrainConfig(Section):
     checkpoint_every: int = runtime(500, "optimizer steps between checkpoints", ge=1)
     best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept beside the latest", ge=1)
     validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
+    log_samples: bool = runtime(False, "append each step's sample indices and rows to samples/rank-R.jsonl")
     max_failures: int = runtime(2, "worker failures survived before the stage fails", ge=0)
     max_skipped: int = runtime(5, "steps in a row left out for a loss or gradient that is not finite", ge=0)
 
