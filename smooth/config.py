@@ -66,6 +66,15 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _samples_are_appended(self) -> Self:
+        if self.train.log_samples and "://" in self.storage.root:
+            raise ValueError(
+                "train.log_samples appends to files, which an object store can't; set it to false, or storage.root "
+                "to a folder"
+            )
+        return self
+
     @classmethod
     def load(cls, preset: str = "tiny", overrides: Sequence[str] = ()) -> RunConfig:
         """Read a preset (a name under ``smooth/presets/`` or a YAML path) and apply ``key=value`` overrides.

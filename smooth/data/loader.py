@@ -99,7 +99,7 @@ class LatentLoader:
 
     def _sample(self, index: int) -> _Sample:
         """The sample's row with all its draws."""
-        row = self.dataset.row(self._row_number(index))
+        row = self.dataset.row(self._row_to_read(index))
         mean, log_variance = torch.from_numpy(row.moments.astype(np.float32)).chunk(2)
         shape = mean.shape
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
@@ -115,7 +115,12 @@ class LatentLoader:
             self.dataset.added(row, without_text=dropped),
         )
 
-    def _row_number(self, index: int) -> int:
+    def row_number(self, index: int) -> int:
+        """Which row of the data set global sample ``index`` is."""
+        size, place = self.turns.place(index)
+        return self.orders[size].row_number(place)
+
+    def _row_to_read(self, index: int) -> int:
         """The sample's row. Where its window is another than before, what it still needs begins to be read."""
         size, place = self.turns.place(index)
         window = self.orders[size].window(place)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import mean
@@ -29,8 +30,10 @@ from smooth.train import checkpoint
 from smooth.train.engine import start_engine
 from smooth.train.job import Place, TrainJob
 from smooth.train.optimizer import learning_rate
+from smooth.train.samples import SampleLog
 from smooth.train.state import DivergenceError, TrainError, TrainState
 from smooth.train.step import StepResult, TrainingStep
+from smooth.train.storage import patiently
 from smooth.train.text import embedder
 from smooth.train.validation import Validator
 
@@ -74,6 +77,9 @@ class Training:
         self.train_step = TrainingStep(self.engine, schedule.to(place.device), self.variation)
         self.state = TrainState(seed=config.seed, data=dataset.ingested)
         self.losses: list[float] = []  # since the last checkpoint
+        self.samples = None
+        if config.train.log_samples:
+            self.samples = SampleLog(job.folder, place.rank, place.ranks, self.loader.row_number)
 
     def run(self, restore: Path | None) -> TrainState:
         """Train to the last step, from the checkpoint in ``restore`` if there is one; write what was trained.
@@ -95,7 +101,8 @@ class Training:
                 self._keep()
         weights = self.engine.result(keep=self.place.rank == 0)
         if self.place.rank == 0:
-            trained.save(self.job.folder, weights, self.engine.unet, self.config)
+            write = partial(trained.save, self.job.folder, weights, self.engine.unet, self.config)
+            patiently(write, "what was trained")
         return self.state
 
     def _keep(self) -> None:
@@ -127,6 +134,8 @@ class Training:
         result = self.train_step([replace(batch, text=self.embed(batch.text)) for batch in micro_batches])
         state.step += 1
         state.samples_seen += config.global_batch_size
+        if self.samples is not None:
+            self.samples.add(state.step, torch.cat([batch.indices for batch in micro_batches]).tolist())
         if result.is_finite:
             self.losses.append(result.loss)
         self._guard(result, micro_batches)
@@ -214,7 +223,8 @@ class Training:
             latents = self.validator.sample(self.engine)
             if self.vae is not None:
                 path = store.join(self.job.folder, "validation", f"step-{self.state.step:06d}.png")
-                store.write_bytes(path, self.validator.picture(latents, self.vae))
+                picture = self.validator.picture(latents, self.vae)
+                patiently(partial(store.write_bytes, path, picture), path)
                 self.place.picture(path, self.state.step)
         if dist.is_initialized():
             dist.barrier()

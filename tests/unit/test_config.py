@@ -97,6 +97,7 @@ def test_a_mistake_is_named_with_its_way_out(override: str, message: str) -> Non
         (["train.min_workers=3"], "train.min_workers=3 is more than train.workers=2"),
         (["train.min_workers=1", "train.workers=4", "train.micro_batch_size=2"], "2 x 3 = 6; .*min_workers"),
         (["train.zero_stage=3", "train.variation.every=2"], "every=2 must divide a worker's 1 accumulated"),
+        (["train.log_samples=true", "storage.root=s3://bucket/smooth"], r"log_samples.*storage\.root"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(overrides: list[str], message: str) -> None:
