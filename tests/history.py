@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypedDict
 
@@ -60,16 +60,22 @@ def effective(stage: Path) -> dict[int, list[tuple[int, int]]]:
     return steps
 
 
-def check(stage: Path, steps: int, global_batch: int, rows: int) -> None:
-    """Assert that the steps that count used every sample once, and in every epoch each row once."""
+def check(stage: Path, steps: int, global_batch: int, *sizes: int) -> None:
+    """Assert that the steps that count used every sample once, and in every epoch of it each row once.
+
+    ``sizes`` is how many rows there are of each size of latents; their numbers follow each other.
+    """
     done = effective(stage)
     assert sorted(done) == list(range(1, steps + 1))
     pairs = [pair for step in sorted(done) for pair in done[step]]
     assert [index for index, _ in pairs] == list(range(steps * global_batch))
-    for start in range(0, len(pairs), rows):
-        epoch = Counter(row for _, row in pairs[start : start + rows])
-        assert set(epoch.values()) == {1}
-        assert len(epoch) == rows or start + rows > len(pairs)
+    for first, rows in zip(accumulate(sizes, initial=0), sizes, strict=False):
+        used = [row for _, row in pairs if first <= row < first + rows]
+        for start in range(0, len(used), rows):
+            epoch = Counter(used[start : start + rows])
+            assert set(epoch.values()) == {1}
+            assert len(epoch) == rows or start + rows > len(used)
+    assert all(0 <= row < sum(sizes) for _, row in pairs)
 
 
 def restarts(stage: Path) -> list[Restart]:

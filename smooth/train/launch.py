@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any, TypedDict
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from smooth import cluster, store, tracking
@@ -23,7 +25,9 @@ from smooth.evaluate.protocol import Protocol
 from smooth.models import WEIGHTS_NAME
 from smooth.train.job import Place, TrainJob, ignore
 from smooth.train.state import TrainError
+from smooth.train.storage import WholeFiles, patiently
 
+logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 SUMMARY = (
     "workers",
@@ -102,10 +106,34 @@ def _protocol(config: RunConfig) -> Protocol | None:
 
 
 def _train(job: TrainJob, run_id: str) -> Outcome:
+    """Train to the end; start again where Ray Train doesn't, from the last checkpoint as it does.
+
+    It starts again when a worker is lost in training, and ends the run when one is lost while they get together.
+    """
+    max_failures = job.config.train.max_failures
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_SECONDS))
+    starts = 0
+    while True:
+        starts += 1
+        try:
+            outcome: Outcome = _trainer(job, run_id).fit().return_value
+        except ray.train.TrainingFailedError as error:
+            failure = error.controller_failure if isinstance(error, ray.train.ControllerError) else None
+            if starts > max_failures or not isinstance(failure, RayError):
+                error.add_note(
+                    f"It failed more than train.max_failures={max_failures} times, or in a way that a new start would "
+                    "not change. Nothing is lost: run the stage again, and it goes on from its last checkpoint."
+                )
+                raise
+            logger.warning("a worker was lost while the workers started: they are started again (%s)", failure)
+        else:
+            return outcome
+
+
+def _trainer(job: TrainJob, run_id: str) -> TorchTrainer:
     config = job.config.train
     cpus = _cpus_per_worker(config)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_SECONDS))
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config={"job": job, "run_id": run_id},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
@@ -117,6 +145,7 @@ def _train(job: TrainJob, run_id: str) -> Outcome:
         run_config=ray.train.RunConfig(
             # Ray finds the checkpoints of an earlier, interrupted attempt under the same path and name.
             storage_path=job.folder,
+            storage_filesystem=None if "://" in job.folder else WholeFiles(),
             name=CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             # The latest is always kept beside these.
@@ -136,8 +165,6 @@ def _train(job: TrainJob, run_id: str) -> Outcome:
             },
         ),
     )
-    outcome: Outcome = trainer.fit().return_value
-    return outcome
 
 
 def _cpus_per_worker(config: TrainConfig) -> int:
@@ -212,6 +239,8 @@ def _restored() -> Iterator[Path | None]:
 
 def _report(write: Callable[[Path], None], step: int, loss: float) -> None:
     """Let rank 0 write the checkpoint, and Ray upload it while training goes on; Ray knows it when it is whole."""
+    # The one before must be: a slow upload, or one that waits for space, may not cost a second interval.
+    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
     folder = Path(tempfile.mkdtemp(prefix="smooth-checkpoint-"))
     with ExitStack() as failed:
         failed.callback(shutil.rmtree, folder, ignore_errors=True)  # on a full disk it must not stay
@@ -224,7 +253,14 @@ def _report(write: Callable[[Path], None], step: int, loss: float) -> None:
         checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if wrote else None,
         checkpoint_dir_name=f"step-{step:06d}",
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # removes the folder afterwards
+        checkpoint_upload_fn=_upload,
     )
+
+
+def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """Ray's own upload, which a full disk makes wait instead of failing."""
+    storage = ray.train.get_context().get_storage()
+    return patiently(lambda: storage.persist_current_checkpoint(checkpoint, name), f"the checkpoint {name}")
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> dict[str, float | int | str]:

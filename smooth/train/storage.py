@@ -1,12 +1,18 @@
-"""Writing to a disk that may be full."""
+"""Where a training keeps what it writes: on a local disk, which may be full, or end in the midst of a write."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, TypeVar
+
+from pyarrow.fs import LocalFileSystem
+
+from smooth import store
 
 Result = TypeVar("Result")
 
@@ -44,3 +50,21 @@ def patiently(write: Callable[[], Result], what: str) -> Result:
             if warned:
                 logger.warning("there is space again for %s, after %.0f s", what, time.monotonic() - begun)
             return result
+
+
+class WholeFiles(LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
+    """A local file system on which a file appears whole or not at all, as in an object store.
+
+    Ray Train rewrites its list of checkpoints in place after each one: a kill in the midst of it, or a disk that is
+    full, would leave an empty list and with it none of the checkpoints.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], WholeFiles], tuple[()]]:
+        return WholeFiles, ()
+
+    @contextmanager
+    def open_output_stream(self, path: str, *_: Any, **__: Any) -> Iterator[BytesIO]:
+        """A file that is written when its block ends, once there is space for it."""
+        buffer = BytesIO()
+        yield buffer
+        patiently(lambda: store.write_bytes(path, buffer.getvalue()), path)

@@ -20,6 +20,7 @@ from smooth import store
 from smooth.config import ConfigError, RunConfig
 from smooth.data.encoder import Encoder
 from smooth.train import launch
+from tests import history
 from tests.synthetic import shapes_of, write_latents
 
 pytestmark = [
@@ -28,6 +29,7 @@ pytestmark = [
 ]
 STEPS = 6
 ROWS = 10
+SIZES = (7, 3)  # of them square and wide
 CAPTIONS = [f"picture {row}" for row in range(ROWS)]
 
 
@@ -55,6 +57,7 @@ class Runner:
                 "train.istd_every=null",
                 "evaluate.frames=3",
                 "evaluate.steps=2",
+                "train.log_samples=true",
                 *overrides,
             ],
         )
@@ -113,16 +116,16 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     assert RunConfig.load(str(Path(folder, "run_config.yaml"))).train.steps == STEPS
     for metric in ("loss", "regularizer", "norm", "target", "samples_per_second", "learning_rate", "seconds/data_wait"):
         assert sorted(runner.history(uninterrupted, metric)) == list(range(1, STEPS + 1)), metric
-    history = {
+    metrics = {
         name: runner.history(uninterrupted, name) for name in ("loss", "loss_base", "regularizer", "norm", "target")
     }
-    assert history["target"][1] == pytest.approx(history["norm"][1], rel=1e-6)
+    assert metrics["target"][1] == pytest.approx(metrics["norm"][1], rel=1e-6)
     for step in range(1, STEPS + 1):
         assert runner.history(uninterrupted, "difference_error")[step] < 0.1
-        assert history["loss"][step] == pytest.approx(history["loss_base"][step] + history["regularizer"][step])
+        assert metrics["loss"][step] == pytest.approx(metrics["loss_base"][step] + metrics["regularizer"][step])
         if step > 1:
-            before, norm = history["target"][step - 1], history["norm"][step - 1]
-            assert history["target"][step] == pytest.approx(before + 0.01 * (norm - before), rel=1e-6)
+            before, norm = metrics["target"][step - 1], metrics["norm"][step - 1]
+            assert metrics["target"][step] == pytest.approx(before + 0.01 * (norm - before), rel=1e-6)
     for name in ("base", "smooth", "difference"):
         assert STEPS in runner.history(uninterrupted, f"istd_estimate/{name}"), name
     difference = runner.history(uninterrupted, "istd_estimate/difference")[STEPS]
@@ -130,6 +133,8 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     checkpoint = Path(folder, "checkpoints", f"step-{STEPS:06d}")
     settings = json.loads((checkpoint / "engine.json").read_text())
     assert settings["zero_optimization"]["stage"] == 2
+    history.check(Path(folder), STEPS, 4, *SIZES)
+    assert history.restarts(Path(folder)) == []
     # A second call returns the finished artifact.
     config = runner.config("uninterrupted")
     assert launch.run(config) == store.read_manifest(folder)
@@ -161,6 +166,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_with_fewer_workers_to_the_sa
     assert manifest["samples_seen"] == 4 * STEPS
     assert runner.history(manifest, "loss") == pytest.approx(runner.history(uninterrupted, "loss"), rel=1e-5)
     assert runner.history(manifest, "workers")[STEPS] == 1
+    history.check(Path(folder), STEPS, 4, *SIZES)
     # One worker has two threads, whose sums round otherwise; with one each it is 1e-5: tests/numerics/test_engines.py.
     _assert_same_adapter(folder, uninterrupted["folder"], tolerance=1e-3)
 

@@ -1,13 +1,29 @@
-"""A training waits for space on a full disk."""
+"""A training's own writes: whole or not at all, and patient with a full disk."""
 
 import errno
 import logging
+import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from smooth.train import storage
-from smooth.train.storage import patiently
+from smooth.train.storage import WholeFiles, patiently
+
+
+def test_a_file_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    files = pickle.loads(pickle.dumps(WholeFiles()))
+    assert isinstance(files, LocalFileSystem)  # Ray opens checkpoints in place on those alone
+    path = tmp_path / "list.json"
+    with files.open_output_stream(str(path)) as file:
+        file.write(b"one")
+    with suppress(KeyboardInterrupt), files.open_output_stream(str(path)) as file:
+        file.write(b"tw")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_is_waited_for(
