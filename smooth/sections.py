@@ -113,7 +113,9 @@ class IngestConfig(Section):
 class LatentsConfig(Section):
     """How pictures become cached VAE latents and text embeddings (Ray Data)."""
 
-    image_size: int = Field(512, ge=8, description="pixels; a multiple of the VAE's downsampling")
+    image_size: int = Field(
+        512, ge=8, description="pixels; a multiple of the VAE's downsampling. Evaluate and register sample such squares"
+    )
     buckets: tuple[Size, ...] = Field(
         (),
         description="sizes instead of a square: [[512, 512], [416, 608]], height and width in pixels; a picture goes "

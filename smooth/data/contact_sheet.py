@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -47,8 +48,9 @@ def write(config: RunConfig) -> tuple[str, float | None]:
     bands: list[Pixels] = []
     differences: list[float] = []
     sizes = len(manifest["latent_shapes"])
-    filled = [(facts, facts["latents"][size]) for size in range(sizes) for facts in manifest["files"]]
-    for facts, file in spread([(facts, file) for facts, file in filled if file["rows"]], max(FILES, sizes)):
+    listed = [[(facts, facts["latents"][size]) for facts in manifest["files"]] for size in range(sizes)]
+    filled = [[(facts, file) for facts, file in of_size if file["rows"]] for of_size in listed]
+    for facts, file in chain.from_iterable(spread(of_size, max(1, FILES // sizes)) for of_size in filled):
         rows = _rows(store.join(folder, file["name"]), file["rows"])
         decoded = encoder.pictures(schema.tensor(rows, "moments"))
         if shard := shards.get(facts["shard"]):

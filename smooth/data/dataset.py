@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from smooth.data import parts, schema
 
 # Rows shuffled together, see :class:`smooth.data.order.Order`: as many as stay below both. A rank keeps the window
 # that it is in and the next one. SD 1.5 has 180 KiB a row (moments 64, text 116): windows of 1536 rows, 0.6 GB a rank.
-# Several sizes of latents share this; each has windows of its own.
+# Several sizes of latents share this, but each has windows of its own, of at least a row group, and as much ahead.
 WINDOW_ROWS = 4096
 WINDOW_BYTES = 256 << 20
 READERS = 2  # threads
@@ -107,8 +109,7 @@ class LatentsDataset:
         self.null_text = null_text.long() if self.holds_token_ids else null_text.float()
         self.null_pooled = no_text["pooled"].float() if self.pooled_width else torch.empty(0)
         self.window_rows = max(1, min(WINDOW_ROWS, WINDOW_BYTES // self._row_bytes()) // len(self.latent_shapes))
-        self._cache: OrderedDict[int, Future[_Rows]] = OrderedDict()
-        self._cached_rows = 0
+        self._caches: list[OrderedDict[int, Future[_Rows]]] = [OrderedDict() for _ in self.latent_shapes]
         self._lock = Lock()
         self._readers = ThreadPoolExecutor(READERS, "latents")
 
@@ -117,7 +118,7 @@ class LatentsDataset:
         """Whether texts are token ids (L,), still to be encoded, instead of embeddings (L, D)."""
         return len(self.text_shape) == 1
 
-    @property
+    @cached_property
     def groups_of_sizes(self) -> list[slice]:
         """The row groups of each size of latents."""
         tables = len(self._tables) // len(self.latent_shapes)
@@ -156,16 +157,16 @@ class LatentsDataset:
         self._readers.shutdown(cancel_futures=True)
 
     def _future(self, group: int) -> Future[_Rows]:
+        ends = [size.stop for size in self.groups_of_sizes]
+        cache = self._caches[bisect_right(ends, group)]  # a common size must not drive out what a rare one waits for
         with self._lock:
-            if group in self._cache:
-                self._cache.move_to_end(group)
-                return self._cache[group]
-            future = self._cache[group] = self._readers.submit(self._read, group)
-            self._cached_rows += self._rows_of(group)
+            if group in cache:
+                cache.move_to_end(group)
+                return cache[group]
+            future = cache[group] = self._readers.submit(self._read, group)
             # A window ends with the group that fills it, and may have almost a group more.
-            while self._cached_rows > 2 * (self.window_rows + parts.ROW_GROUP) * len(self.latent_shapes):
-                oldest, _ = self._cache.popitem(last=False)
-                self._cached_rows -= self._rows_of(oldest)
+            while sum(map(self._rows_of, cache)) > 2 * (self.window_rows + parts.ROW_GROUP):
+                cache.popitem(last=False)
             return future
 
     def _rows_of(self, group: int) -> int:

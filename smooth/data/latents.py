@@ -53,6 +53,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     text_shape, pooled_width = no_text["text"].shape, no_text["pooled"].size if "pooled" in no_text else 0
     sizes = config.latents.sizes
     latent_shapes = tuple(encoder.latent_shape(*size) for size in sizes)
+    encoder.latent_shape(config.latents.image_size, config.latents.image_size)  # what evaluate and register sample
     plan = Plan(source, folder, ingested["encoding"], config.latents, latent_shapes, text_shape, pooled_width)
     hashes = {**encoder.hashes(), "preprocessing": pictures.preprocessing(config.latents)}
     named = [(parts.identity(hashes, shard.sha256), shard) for shard in Shard.of(ingested)]

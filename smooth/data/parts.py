@@ -202,9 +202,10 @@ def remove(folder: str, part: str) -> None:
     """Remove a part, its facts first: what is left of it after an interruption is no part."""
     fs, inner = store.filesystem(folder)
     fs.invalidate_cache()
-    facts = posixpath.join(inner, facts_name(part))
-    for path in sorted(fs.glob(posixpath.join(inner, f"part-{part}.*")), key=lambda path: path != facts):
-        fs.rm_file(path)
+    paths = {posixpath.basename(path): path for path in fs.ls(inner, detail=False)}
+    mine = [name for name in paths if name.startswith(f"part-{part}.")]
+    for name in sorted(mine, key=lambda name: name != facts_name(part)):
+        fs.rm_file(paths[name])
 
 
 def remove_others(folder: str, kept: Iterable[Facts]) -> None:

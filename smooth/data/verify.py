@@ -87,6 +87,9 @@ def _content_faults(folder: str, manifest: dict[str, Any], facts: parts.Facts) -
     """What is wrong with a part whose bytes are those that were written."""
     texts_layout = schema.texts_schema(manifest["text_shape"], manifest.get("pooled_width", 0))
     rows_layouts = [schema.rows_schema(shape) for shape in manifest["latent_shapes"]]
+    if len(facts["latents"]) != len(rows_layouts):
+        yield f"{len(facts['latents'])} files of rows, the manifest has {len(rows_layouts)} sizes of latents"
+        return
     # The texts first: rows are compared with them.
     described = [(facts["texts"], texts_layout), *zip(facts["latents"], rows_layouts, strict=True)]
     texts: list[str] = []

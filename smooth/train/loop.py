@@ -63,6 +63,8 @@ class Training:
             caption_dropout=config.train.caption_dropout,
             global_batch_size=config.train.global_batch_size,
         )
+        if place.rank == 0:
+            self._warn_of_rare_sizes()
         self.embed = embedder(dataset, pipeline.text_encoder, place.device)
         self.validator = Validator(
             pipeline.scheduler,
@@ -123,6 +125,17 @@ class Training:
     def _micro_batches(self, samples_seen: int) -> list[Batch]:
         """This rank's share of the global batch that starts at ``samples_seen``."""
         return self.loader.micro_batches(samples_seen, self.config.micro_batch_size, self.place.rank, self.place.ranks)
+
+    def _warn_of_rare_sizes(self) -> None:
+        for shape, order in zip(self.loader.dataset.latent_shapes, self.loader.orders, strict=True):
+            if 0 < order.rows < self.config.global_batch_size:
+                logger.warning(
+                    "only %d rows have latents of %s, less than train.global_batch_size=%d: a batch repeats them. "
+                    "Leave that size out of latents.buckets, or get more pictures of it",
+                    order.rows,
+                    "x".join(map(str, shape)),
+                    self.config.global_batch_size,
+                )
 
     def advance(self, batches: Iterator[list[Batch]]) -> None:
         """One optimizer step, on the next of ``batches``, and its log."""

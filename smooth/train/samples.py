@@ -13,7 +13,10 @@ FOLDER = "samples"  # of the train stage's
 
 
 class SampleLog:
-    """Appends to ``samples/rank-R.jsonl``. A step that a restart does again has two lines, and the last one counts."""
+    """Appends to ``samples/rank-R.jsonl``.
+
+    Of a step that a restart does again the last lines count, those of the ranks below the ``workers`` of rank 0's.
+    """
 
     def __init__(self, stage: str, rank: int, ranks: int, row_number: Callable[[int], int]) -> None:
         """``stage``: local folder of the train stage; ``row_number`` tells the row of a global sample index."""

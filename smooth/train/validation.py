@@ -36,10 +36,11 @@ class Validator:
         self.scheduler = scheduler
         self.guidance = guidance
         self.scaling_factor = dataset.scaling_factor
-        groups = max(dataset.groups_of_sizes, key=lambda size: size.stop - size.start)  # the commonest size
-        first, end = int(dataset.starts[groups.start]), int(dataset.starts[groups.stop])
+        ends = [(int(dataset.starts[size.start]), int(dataset.starts[size.stop])) for size in dataset.groups_of_sizes]
+        (first, end), shape = max(
+            zip(ends, dataset.latent_shapes, strict=True), key=lambda size: size[0][1] - size[0][0]
+        )
         rows = range(first, min(first + PICTURES, end))
-        shape = dataset.latent_shapes[dataset.groups_of_sizes.index(groups)]
         draws = [generator(seed, row, Stream.VALIDATION).standard_normal(shape) for row in rows]
         self.noise = torch.from_numpy(np.stack(draws)).float().to(device)
         shown = [dataset.row(row) for row in rows]

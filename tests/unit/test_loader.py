@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
 from smooth import store
-from smooth.data import dataset, parts
+from smooth.data import dataset, parts, schema
 from smooth.data.dataset import LatentsDataset
 from smooth.data.loader import Batch, LatentLoader
 from smooth.data.readahead import ReadAhead
@@ -128,6 +129,15 @@ def test_a_global_batch_has_one_size_and_an_epoch_all_rows(
     _assert_same(_by_index(seen[22:26]), _by_index(halves))
 
 
+def test_xl_is_told_of_sizes_with_height_before_width() -> None:
+    columns = {"original_size": [[400, 600]], "crop": [[50, 100, 200, 400]], "flipped": [True]}
+    field = pa.list_(pa.float32())
+    told = pa.table({name: pa.array(values, None if name == "flipped" else field) for name, values in columns.items()})
+    told = told.cast(pa.schema([schema.rows_schema(SHAPE).field(name) for name in columns]))
+    # Mirrored, the crop begins 600 - 400 - 100 from the left; the picture is scaled by 32 / 200 and 128 / 400.
+    assert dataset._time_ids(told, (32, 128)).tolist() == [[400, 600, 8, 32, 32, 128]]
+
+
 def plain_batches(loader: LatentLoader) -> Iterator[Batch]:
     """Two epochs of 48 samples."""
     for first in range(0, 96, 8):
@@ -196,7 +206,7 @@ def test_rows_of_one_caption_share_its_text_and_the_cache_holds_it_once(tmp_path
     for row in range(len(shared)):
         assert (shared.row(row)[1].ravel() == texts[row % 6]).all()
     # Rows 0 to 15 of a part have all six captions; its last four rows have four.
-    assert [len(future.result().texts) for future in shared._cache.values()] == [6, 4, 6, 4]
+    assert [len(future.result().texts) for future in shared._caches[0].values()] == [6, 4, 6, 4]
 
 
 def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
@@ -255,11 +265,11 @@ def test_memory_holds_two_windows_and_each_group_is_read_once_an_epoch(
     monkeypatch.setattr(loader.dataset, "_read", lambda group: (read.append(group), original(group))[1])
     for first in range(0, 3 * ROWS, 5):
         loader.batch(range(first, first + 5))
-        held = [rows for future in loader.dataset._cache.values() if (rows := future.result())]
+        held = [rows for future in loader.dataset._caches[0].values() if (rows := future.result())]
         assert sum(len(rows.moments) for rows in held) <= 2 * (window + 16)
         here = loader.orders[0].window(first + 4)
         if first + 5 - here.first >= len(here.rows) / 2:
-            assert loader.dataset._cache.keys() >= set(loader.orders[0].groups(here.end))
+            assert loader.dataset._caches[0].keys() >= set(loader.orders[0].groups(here.end))
     # Behind the third epoch's end lies the first window of the fourth, read ahead.
     groups = len(loader.dataset.starts) - 1
     assert len(read) <= (groups if window > ROWS else 3 * groups + 2)

@@ -22,9 +22,14 @@ def test_each_size_goes_through_its_own_samples_in_order(rows: list[int], batch:
         assert size == chosen
         assert place == next_of[size]
         next_of[size] += 1
-        epoch, left = divmod(index + 1, total)
-        if not left:  # an epoch gives each size its rows, to within a batch of each
-            assert all(abs(next_of[number] - epoch * count) <= batch * len(rows) for number, count in enumerate(rows))
+        if (index + 1) % batch == 0:
+            ended = [
+                epoch for epoch in range(8) if (index + 1) // batch == sum(epoch * count // batch for count in rows)
+            ]
+            for epoch in ended[-1:]:  # it gave each size its rows, to within a batch
+                assert all(next_of[number] == epoch * count // batch * batch for number, count in enumerate(rows))
+    assert all(next_of[number] for number, count in enumerate(rows) if count >= batch)
+    assert not any(next_of[number] for number, count in enumerate(rows) if not count)
     places = [Turns(3, rows, batch).place(index) for index in (0, total - 1, 5 * total)]
     assert places == [turns.place(index) for index in (0, total - 1, 5 * total)]
 
