@@ -23,6 +23,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from smooth import store
+from smooth.config import Size
 from smooth.data import parts, schema
 
 # Rows shuffled together, see :class:`smooth.data.order.Order`: as many as stay below both. A rank keeps the window
@@ -41,12 +42,19 @@ class _Table:
     path: str
     rows: int
     group_rows: int
-    size: tuple[int, int] = (0, 0)  # of the pictures, height and width in pixels
 
     @property
     def firsts(self) -> range:
         """First row of each row group."""
         return range(0, self.rows, self.group_rows)
+
+
+class _Part(NamedTuple):
+    """A part's rows of one size, and the texts that they point to."""
+
+    rows: _Table
+    texts: _Table
+    size: Size
 
 
 class Row(NamedTuple):
@@ -89,16 +97,17 @@ class LatentsDataset:
         self.text_shape: tuple[int, ...] = tuple(manifest["text_shape"])
         self.pooled_width = int(manifest.get("pooled_width", 0))
         self.scaling_factor = float(manifest["scaling_factor"])
-        self._tables = [
-            (
-                _Table(store.join(folder, rows["name"]), rows["rows"], parts.ROW_GROUP, tuple(size)),
+        self._parts = [
+            _Part(
+                _Table(store.join(folder, rows["name"]), rows["rows"], parts.ROW_GROUP),
                 _Table(store.join(folder, texts["name"]), texts["rows"], parts.TEXT_GROUP),
+                tuple(size),
             )
             for number, size in enumerate(manifest["sizes"])
             for rows, texts in ((file["latents"][number], file["texts"]) for file in manifest["files"])
         ]
-        self._first_groups = np.cumsum([0, *(len(rows.firsts) for rows, _ in self._tables)])  # first of each table
-        self.starts = _starts([rows for rows, _ in self._tables])  # first row of each group, then the number of rows
+        self._first_groups = np.cumsum([0, *(len(part.rows.firsts) for part in self._parts)])  # first of each
+        self.starts = _starts([part.rows for part in self._parts])  # first row of each group, then the number of rows
         if len(self) != manifest["rows"] or not len(self):
             raise store.ArtifactError(
                 f"{folder}: the manifest says {manifest['rows']} rows, its parts have {len(self)}; "
@@ -121,8 +130,8 @@ class LatentsDataset:
     @cached_property
     def groups_of_sizes(self) -> list[slice]:
         """The row groups of each size of latents."""
-        tables = len(self._tables) // len(self.latent_shapes)
-        ends = self._first_groups[::tables]
+        parts_of_each = len(self._parts) // len(self.latent_shapes)
+        ends = self._first_groups[::parts_of_each]
         return [slice(int(first), int(last)) for first, last in itertools.pairwise(ends)]
 
     def __len__(self) -> int:
@@ -178,19 +187,19 @@ class LatentsDataset:
         return 2 * max(math.prod(shape) for shape in self.latent_shapes) * 2 + text + 2 * self.pooled_width
 
     def _read(self, group: int) -> _Rows:
-        table = int(np.searchsorted(self._first_groups, group, side="right")) - 1
-        rows_table, texts_table = self._tables[table]
+        number = int(np.searchsorted(self._first_groups, group, side="right")) - 1
+        part = self._parts[number]
         told_sizes = ["crop", "flipped", "original_size"] if self.pooled_width else []
-        rows = _read_groups(rows_table, [group - int(self._first_groups[table])], ["moments", "text_row", *told_sizes])
+        rows = _read_groups(part.rows, [group - int(self._first_groups[number])], ["moments", "text_row", *told_sizes])
         wanted, text_of = np.unique(rows["text_row"].to_numpy(), return_inverse=True)
         columns = ["text", "pooled"] if self.pooled_width else ["text"]
-        texts = _read_texts(texts_table, wanted, columns)
+        texts = _read_texts(part.texts, wanted, columns)
         return _Rows(
             moments=schema.tensor(rows, "moments"),
             texts=texts["text"],
             pooled=texts.get("pooled", np.empty((len(wanted), 0), np.float16)),
             text_of=text_of,
-            time_ids=_time_ids(rows, rows_table.size) if told_sizes else np.empty((len(text_of), 0), np.float32),
+            time_ids=_time_ids(rows, part.size) if told_sizes else np.empty((len(text_of), 0), np.float32),
         )
 
 
@@ -243,7 +252,7 @@ def _read_texts(table: _Table, wanted: NDArray[np.int32], columns: list[str]) ->
     return {name: schema.tensor(texts, name)[places] for name in columns}
 
 
-def _time_ids(rows: pa.Table, size: tuple[int, int]) -> NDArray[np.float32]:
+def _time_ids(rows: pa.Table, size: Size) -> NDArray[np.float32]:
     """What XL is told of sizes: original height and width, top and left of the crop, target height and width, (N, 6).
 
     The crop counts in pixels of the picture scaled so that the crop has ``size``, height and width, as in the model's

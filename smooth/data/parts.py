@@ -94,7 +94,7 @@ def writing(folder: str, part: str, rows_layouts: Sequence[pa.Schema], texts_lay
     with ExitStack() as stack:
         handles = [stack.enter_context(store.writing(store.join(folder, name))) for name in names]
         files = PartFiles(
-            [TableWriter(handle, layout, ROW_GROUP) for handle, layout in zip(handles, rows_layouts, strict=False)],
+            [TableWriter(handle, layout, ROW_GROUP) for handle, layout in zip(handles[:-1], rows_layouts, strict=True)],
             TableWriter(handles[-1], texts_layout, TEXT_GROUP),
             stack.enter_context(ThreadPoolExecutor(1, "part")),
         )

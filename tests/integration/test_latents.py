@@ -246,6 +246,50 @@ def test_token_ids_become_the_embeddings_that_would_have_been_cached(
     torch.testing.assert_close(embed(torch.from_numpy(null_text).long())[0], data.null_text, rtol=2**-10, atol=1e-4)
 
 
+def test_pictures_of_several_aspects_are_encoded_checked_and_mended(tiny_base: str, tmp_path: Path, ray_local: None):
+    config = config_of(
+        str(tmp_path), tiny_base, "ingest.resize_mode=keep_ratio", "latents.buckets=[[64, 64], [48, 80], [80, 48]]"
+    )
+    shown = {
+        number: pixels_of(number)[:, : 64 if number % 2 else 40] for number in range(12)
+    }  # square, tall, none wide
+    shard = {f"{number:09d}": sample(png(pixels), caption_of(number)) for number, pixels in shown.items()}
+    write_ingest(config.stage_dir("ingest"), [shard])
+    manifest = latents.run(config)
+    (part,) = manifest["files"]
+    assert [file["rows"] for file in part["latents"]] == [6, 0, 6]
+    assert {name: count for name, count in manifest["summary"].items() if name.startswith("rows of")} == {
+        "rows of 64x64": 6, "rows of 48x80": 0, "rows of 80x48": 6,
+    }  # fmt: skip
+
+    data = LatentsDataset(config.stage_dir("latents"))
+    vae = load_pipeline(tiny_base).vae
+    # Of 40 x 64 the largest box of 3 : 5 is 38 x 64.
+    tall = Image.fromarray(shown[4]).resize((48, 80), Image.Resampling.LANCZOS, box=(1, 0, 39, 64))
+    for row, picture in ((0, shown[1]), (8, np.asarray(tall))):
+        with torch.inference_mode():
+            scaled = torch.from_numpy(picture.copy())[None].permute(0, 3, 1, 2).float() / 127.5 - 1
+            posterior = vae.encode(scaled).latent_dist
+        expected = torch.cat([posterior.mean, posterior.logvar], 1)[0].numpy()
+        np.testing.assert_allclose(data.row(row).moments.astype(np.float32), expected, rtol=2**-10, atol=1e-4)
+
+    folder = Path(config.stage_dir("latents"))
+    with Image.open(contact_sheet.write(config)[0]) as sheet:
+        assert sheet.size == (6 * 64, 2 * 64 + 2 * 80)
+    before = contents(config)
+    damaged = bytearray(before[part["latents"][2]["name"]])
+    damaged[len(damaged) // 2] ^= 4
+    (folder / part["latents"][2]["name"]).write_bytes(damaged)
+    found, _ = verify.repair(config)
+    assert [fault.text for fault in found.faults] == [f"{part['latents'][2]['name']} is not the file that was written"]
+    assert contents(config) == before
+    assert not verify.verify(str(folder)).faults
+    changed = {**manifest, "files": [{**part, "latents": part["latents"][:2]}]}
+    store.write_manifest(str(folder), changed)
+    said = {fault.text for fault in verify.verify(str(folder)).faults}
+    assert "2 files of rows, the manifest has 3 sizes of latents" in said
+
+
 def test_a_size_that_the_vae_cannot_take_names_the_knob(tiny_base: str, tmp_path: Path):
     config = config_of(str(tmp_path), tiny_base, "latents.image_size=65")
     ingest(config, 1)
