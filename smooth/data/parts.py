@@ -86,6 +86,12 @@ class PartFiles:
         while len(self._waiting) > waiting:
             self._waiting.popleft().result()
 
+    def abandon(self) -> None:
+        """Write nothing more."""
+        self._thread.shutdown(cancel_futures=True)
+        for file in (*self.rows, self.texts):
+            file.abandon()
+
 
 @contextmanager
 def writing(folder: str, part: str, rows_layouts: Sequence[pa.Schema], texts_layout: pa.Schema) -> Iterator[PartFiles]:
@@ -98,9 +104,13 @@ def writing(folder: str, part: str, rows_layouts: Sequence[pa.Schema], texts_lay
             TableWriter(handles[-1], texts_layout, TEXT_GROUP),
             stack.enter_context(ThreadPoolExecutor(1, "part")),
         )
-        yield files
-        files.flush()
-        written = [file.close() for file in (*files.rows, files.texts)]
+        try:
+            yield files
+            files.flush()
+            written = [file.close() for file in (*files.rows, files.texts)]
+        except BaseException:
+            files.abandon()
+            raise
     *rows, texts = (
         {"name": name, "rows": file.rows, "bytes": file.bytes, "sha256": file.sha256}
         for name, file in zip(names, written, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -56,6 +57,12 @@ class TableWriter:
                 columns[name] = columns.get(name, 0) + column.total_compressed_size
         return Written(self._rows, self._sink.size, self._sink.digest.hexdigest(), columns)
 
+    def abandon(self) -> None:
+        """Let go of a file that won't be finished; else Parquet writes its rest when it is collected, and fails."""
+        self._sink.is_abandoned = True
+        with suppress(OSError):  # what its last write met, once more
+            self._writer.close()
+
     def _write(self, table: pa.Table) -> None:
         if table.num_rows:
             self._writer.write_table(table.combine_chunks(), row_group_size=self._group_rows)
@@ -69,6 +76,7 @@ class _HashedWrites(io.RawIOBase):
         self._handle = handle
         self.digest = hashlib.sha256()
         self.size = 0
+        self.is_abandoned = False
 
     def writable(self) -> bool:
         return True
@@ -77,7 +85,8 @@ class _HashedWrites(io.RawIOBase):
         return self.size
 
     def write(self, data: Any, /) -> int:
-        self._handle.write(data)
+        if not self.is_abandoned:
+            self._handle.write(data)
         self.digest.update(data)
         self.size += len(data)
         return len(data)

@@ -6,6 +6,7 @@ import io
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,24 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(
     with pytest.raises(OSError, match="File too large"), file_size_limit(30_000):
         encode(str(tmp_path), samples(60), part="second")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(names_of("first"))
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 10])  # of the table that is lost: 9 row groups and 2 of texts
+def test_one_table_that_is_not_written_is_an_error_though_all_others_are(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ROW_GROUP", 6)
+    add, calls = parts.TableWriter.add, count()
+
+    def lossy(writer: parts.TableWriter, columns: dict[str, Any]) -> None:
+        if next(calls) == number:
+            raise OSError("lost")
+        add(writer, columns)
+
+    monkeypatch.setattr(parts.TableWriter, "add", lossy)
+    with pytest.raises(OSError, match="lost"):
+        encode(str(tmp_path), samples(50, k049=sample(png(pixels_of(49)), "a caption of its own")))
+    assert not list((tmp_path / "a").iterdir())
 
 
 def test_a_part_is_finished_only_with_all_its_files_whole(tmp_path: Path) -> None:
