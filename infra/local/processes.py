@@ -84,7 +84,7 @@ def members(record: Record | None, marker: str) -> list[psutil.Process]:
             continue
         found |= {process.pid: process for process in (root, *descendants)}
     found.pop(os.getpid(), None)
-    return [process for process in found.values() if _living(process)]
+    return [process for process in found.values() if is_living(process)]
 
 
 def _marker(process: psutil.Process) -> str | None:
@@ -94,9 +94,10 @@ def _marker(process: psutil.Process) -> str | None:
         return None  # it ended meanwhile, or it belongs to somebody else
 
 
-def _living(process: psutil.Process) -> bool:
+def is_living(process: psutil.Process) -> bool:
+    """Whether it still runs: a zombie does not, and a later process that got its id is another one."""
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -116,7 +117,7 @@ def stop(record: Record | None, marker: str) -> int:
     signal = "terminate"
     # A living process may start another between two looks, so look until nothing is left.
     while left := {
-        process.pid: process for process in (*members(record, marker), *filter(_living, processes.values()))
+        process.pid: process for process in (*members(record, marker), *filter(is_living, processes.values()))
     }:
         processes |= left
         for process in left.values():

@@ -122,13 +122,13 @@ def test_the_same_work_is_found_again_and_an_interruption_stops_it(config: RunCo
 
 
 def test_down_leaves_no_process_and_no_state(cluster: ScratchCluster) -> None:
-    assert len(all_processes(cluster)) >= len(NAMES)
-    pids = {part["pid"] for part in cluster.status().values()}
+    before = all_processes(cluster)
+    assert len(before) >= len(NAMES)
     result = cluster.local("down")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("stopped worker")
     assert all_processes(cluster) == []
-    assert not pids & set(psutil.pids())
+    assert not [process for process in before if processes.is_living(process)]
     assert not cluster.layout.state.exists()
     assert not cluster.layout.ray_folder.exists()
     assert {part["status"] for part in cluster.status().values()} == {"stopped"}
