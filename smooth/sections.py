@@ -173,6 +173,9 @@ class TrainConfig(Section):
     checkpoint_every: int = runtime(500, "optimizer steps between checkpoints", ge=1)
     best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept beside the latest", ge=1)
     validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
+    peak_tflops: float | None = runtime(
+        None, "a worker's device, dense, at train.precision; None knows some GPUs", gt=0
+    )
     istd_every: int | None = runtime(None, "optimizer steps between estimates of ISTD; None is never", ge=1)
     istd_prompts: int = runtime(8, "prompts of an estimate: the evaluation's first, with their noises", ge=1)
     istd_gpus: float = runtime(0.0, "GPUs its actor holds beside the workers'", ge=0)

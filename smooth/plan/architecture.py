@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from smooth.config import resolve_model
+from smooth.train.rehearsal import Shapes
 
 ARCHITECTURES = files("smooth") / "plan" / "architectures"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -48,6 +49,10 @@ class Architecture:
         """(C, h, w) of the latents of a square picture."""
         side = image_size // 2 ** (len(self.vae["block_out_channels"]) - 1)
         return int(self.vae["latent_channels"]), side, side
+
+    def shapes(self, image_size: int) -> Shapes:
+        """What the UNet is given for a sample."""
+        return Shapes(self.latent_shape(image_size), self.text_shape, self.added_widths)
 
     def build_unet(self) -> UNet2DConditionModel:
         """The UNet on the default device; under a fake or meta one it takes no memory."""
