@@ -160,6 +160,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = runtime(False, "compute activations twice instead of keeping them")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     method: Literal["lora", "full"] = Field("lora", description="what is trained of the UNet")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="8-bit moments by bitsandbytes")
     learning_rate: float = Field(1e-4, gt=0)
     schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate, after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
@@ -211,9 +212,14 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _offload_has_zero(self) -> Self:
+    def _optimizer_fits_zero(self) -> Self:
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("train.offload_optimizer needs DeepSpeed; set train.zero_stage to 1, 2 or 3")
+        if self.optimizer == "adamw_8bit" and self.zero_stage:
+            raise ValueError(
+                "train.optimizer=adamw_8bit needs whole weights: its blocks of 256 would run across them in ZeRO's "
+                "flat shards, and no checkpoint could tell them apart; set train.zero_stage=0, or train.optimizer=adamw"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from smooth.config import TrainConfig
 from smooth.models import trained
 from smooth.plan.architecture import Architecture, count
 from smooth.train.engine import DTYPES
+from smooth.train.optimizer import moment_bytes
 from smooth.train.rehearsal import MicroStep
 
 NORMS = (nn.GroupNorm, nn.LayerNorm)
@@ -33,6 +34,7 @@ class Trace:
 
     parameters: int  # of the UNet, adapter included
     trained: int
+    moments: int  # bytes of the optimizer's, of all that is trained
     activations: int  # bytes at the worst moment, temporaries included
     gradients: int  # bytes at that moment
     validation: int  # bytes above the resident ones while the validation pictures are drawn
@@ -118,6 +120,7 @@ def trace(architecture: Architecture, config: TrainConfig, image_size: int, grad
         return Trace(
             parameters=count(unet),
             trained=sum(parameter.numel() for parameter in chosen),
+            moments=sum(moment_bytes(parameter.numel(), config) for parameter in chosen),
             activations=live.peak - live.gradients_at_peak,
             gradients=live.gradients_at_peak,
             validation=max(drawing.peak, decoding),
