@@ -172,7 +172,8 @@ class TrainConfig(Section):
     lora: LoraConfig = LoraConfig()
     variation: VariationConfig = VariationConfig()
     checkpoint_every: int = runtime(500, "optimizer steps between checkpoints", ge=1)
-    best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept beside the latest", ge=1)
+    best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept", ge=0)
+    last_checkpoints: int = runtime(2, "latest checkpoints that are kept beside the best", ge=1)
     validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
     peak_tflops: float | None = runtime(
         None, "a worker's device, dense, at train.precision; None knows some GPUs", gt=0

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,6 +22,7 @@ from smooth.config import RunConfig, TrainConfig, resolve_model
 from smooth.evaluate.protocol import Protocol
 from smooth.models import WEIGHTS_NAME
 from smooth.train.job import Place, TrainJob, ignore
+from smooth.train.retention import Kept, superfluous
 from smooth.train.state import TrainError
 
 CHECKPOINTS = "checkpoints"
@@ -119,12 +120,6 @@ def _train(job: TrainJob, run_id: str) -> Outcome:
             storage_path=job.folder,
             name=CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            # The latest is always kept beside these.
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.best_checkpoints,
-                checkpoint_score_attribute="loss",
-                checkpoint_score_order="min",
-            ),
             worker_runtime_env={
                 "env_vars": {
                     # More threads than cores spin against each other: ten times slower.
@@ -179,6 +174,7 @@ def _telling(place: Place, job: TrainJob, mlflow_run: tracking.Run) -> tuple[Pla
 
     def checkpoint(write: Callable[[Path], None], step: int, loss: float) -> None:
         mlflow_run.flush()  # a run that goes on from here won't log these steps again
+        _prune(job.config.train)
         _report(write, step, loss)
 
     place = replace(place, log=mlflow_run.log_metrics, picture=picture, checkpoint=checkpoint)
@@ -225,6 +221,22 @@ def _report(write: Callable[[Path], None], step: int, loss: float) -> None:
         checkpoint_dir_name=f"step-{step:06d}",
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # removes the folder afterwards
     )
+
+
+def _prune(config: TrainConfig) -> None:
+    """Empty the checkpoints that are not to be kept, of those that are whole.
+
+    Ray keeps the best or the last, not both, so it is told to keep all. It refuses to go on where a folder is gone:
+    what is small stays, as the record of the checkpoint.
+    """
+    from smooth.train.checkpoint import TENSORS
+
+    committed = ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+    places = {one.checkpoint.path: one.checkpoint.filesystem for one in committed}
+    whole = [Kept(one.checkpoint.path, one.metrics["step"], one.metrics["loss"]) for one in committed]
+    for path in superfluous(whole, best=config.best_checkpoints, last=config.last_checkpoints):
+        with suppress(FileNotFoundError):  # emptied before
+            places[path].delete_file(f"{path}/{TENSORS}")
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> dict[str, float | int | str]:

@@ -20,6 +20,8 @@ from smooth import store
 from smooth.config import ConfigError, RunConfig
 from smooth.data.encoder import Encoder
 from smooth.train import launch
+from smooth.train.checkpoint import TENSORS
+from smooth.train.state import TrainState
 from tests.synthetic import shapes_of, write_latents
 
 pytestmark = [
@@ -83,7 +85,7 @@ def runner(ray_local: None, tiny_base: str, tmp_path_factory: pytest.TempPathFac
 def uninterrupted(runner: Runner) -> dict[str, Any]:
     """Two workers, ZeRO 2, from start to end."""
     watched = f"train.istd_every={STEPS}", "train.istd_prompts=2"
-    config = runner.config("uninterrupted", *watched)
+    config = runner.config("uninterrupted", *watched, "train.best_checkpoints=0", "train.last_checkpoints=1")
     manifest = launch.run(config)
     return {**manifest, "folder": config.stage_dir("train")}
 
@@ -131,6 +133,9 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     assert 0 < runner.history(uninterrupted, "seconds/communication")[STEPS] < 60
     assert runner.history(uninterrupted, "model_flops_utilisation") == {}  # nobody knows the peak of these cores
     checkpoint = Path(folder, "checkpoints", f"step-{STEPS:06d}")
+    whole = sorted(path.parent.name for path in checkpoint.parent.glob(f"*/{TENSORS}"))
+    assert whole == [f"step-{STEPS - 2:06d}", checkpoint.name]
+    assert TrainState.load(checkpoint.parent / "step-000002").samples_seen == 8
     settings = json.loads((checkpoint / "engine.json").read_text())
     assert settings["zero_optimization"]["stage"] == 2
     # A second call returns the finished artifact.
