@@ -192,6 +192,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = runtime(False, "compute activations twice instead of keeping them")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     method: Literal["lora", "full"] = Field("lora", description="what is trained of the UNet")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="8-bit moments by bitsandbytes")
     learning_rate: float = Field(1e-4, gt=0)
     schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate, after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
@@ -203,9 +204,16 @@ class TrainConfig(Section):
     lora: LoraConfig = LoraConfig()
     variation: VariationConfig = VariationConfig()
     checkpoint_every: int = runtime(500, "optimizer steps between checkpoints", ge=1)
-    best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept beside the latest", ge=1)
+    async_checkpoints: bool = runtime(
+        True, "train on while one is uploaded; false waits: an interruption costs one interval at most"
+    )
+    best_checkpoints: int = runtime(2, "checkpoints of the least mean loss that are kept", ge=0)
+    last_checkpoints: int = runtime(2, "latest checkpoints that are kept beside the best", ge=1)
     validate_every: int = runtime(500, "optimizer steps between validation pictures", ge=1)
     log_samples: bool = runtime(False, "append each step's sample indices and rows to samples/rank-R.jsonl")
+    peak_tflops: float | None = runtime(
+        None, "a worker's device, dense, at train.precision; None knows some GPUs", gt=0
+    )
     istd_every: int | None = runtime(None, "optimizer steps between estimates of ISTD; None is never", ge=1)
     istd_prompts: int = runtime(8, "prompts of an estimate: the evaluation's first, with their noises", ge=1)
     istd_gpus: float = runtime(0.0, "GPUs its actor holds beside the workers'", ge=0)
@@ -241,9 +249,14 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _offload_has_zero(self) -> Self:
+    def _optimizer_fits_zero(self) -> Self:
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("train.offload_optimizer needs DeepSpeed; set train.zero_stage to 1, 2 or 3")
+        if self.optimizer == "adamw_8bit" and self.zero_stage:
+            raise ValueError(
+                "train.optimizer=adamw_8bit needs whole weights: its blocks of 256 would run across them in ZeRO's "
+                "flat shards, and no checkpoint could tell them apart; set train.zero_stage=0, or train.optimizer=adamw"
+            )
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,6 @@ class Restart:
 
     reached: int
     resumed: int  # the checkpoint it went on from; 0 is none
-    ages: dict[int, float]  # of the attempt's steps: seconds from the end of each to the end of the last
 
     @property
     def lost(self) -> int:
@@ -81,10 +80,8 @@ def check(stage: Path, steps: int, global_batch: int, *sizes: int) -> None:
 def restarts(stage: Path) -> list[Restart]:
     """Where a step is done again, by the log of rank 0: other ranks' end within the same step."""
     first = lines(stage)[0]
-    found, begun = [], 0
-    for number, (before, after) in enumerate(pairwise(first), start=1):
-        if after["step"] <= before["step"]:
-            ages = {line["step"]: before["time"] - line["time"] for line in first[begun:number]}
-            found.append(Restart(before["step"], after["step"] - 1, ages))
-            begun = number
-    return found
+    return [
+        Restart(before["step"], after["step"] - 1)
+        for before, after in pairwise(first)
+        if after["step"] <= before["step"]
+    ]

@@ -13,6 +13,7 @@ PROJECT = Path(__file__).parents[1]
 # Library -> the only modules of smooth/ that may import it.
 DOORS = {
     "mlflow": {"smooth/tracking.py", "smooth/registry.py"},
+    "bitsandbytes": {"smooth/train/eight_bit.py"},
     "deepspeed": {"smooth/train/zero.py"},
     "img2dataset": {"smooth/data/download.py"},
     "ray": {
@@ -20,6 +21,7 @@ DOORS = {
         "smooth/data/dispatch.py",
         "smooth/data/latents.py",
         "smooth/train/launch.py",
+        "smooth/train/upload.py",
         "smooth/train/watch.py",
         "smooth/evaluate/run.py",
     },

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from smooth.config import resolve_model
+from smooth.train.rehearsal import Shapes
 
 ARCHITECTURES = files("smooth") / "plan" / "architectures"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -48,6 +49,10 @@ class Architecture:
         """(C, H, W) of the latents of a picture of so many pixels."""
         factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
         return int(self.vae["latent_channels"]), height // factor, width // factor
+
+    def shapes(self, height: int, width: int) -> Shapes:
+        """What the UNet is given for a sample of so many pixels."""
+        return Shapes(self.latent_shape(height, width), self.text_shape, self.added_widths)
 
     def build_unet(self) -> UNet2DConditionModel:
         """The UNet on the default device; under a fake or meta one it takes no memory."""

@@ -80,6 +80,7 @@ def knobs(config: RunConfig, memory: Memory) -> list[str]:
         "train.zero_stage=2": (states or "gradients" in large) and train.zero_stage < 2 and train.workers > 1,
         "train.zero_stage=3": "weights" in large and train.zero_stage == 2 and train.workers > 1,
         "train.offload_optimizer=true": states and train.zero_stage > 0 and not train.offload_optimizer,
+        "train.optimizer=adamw_8bit": "optimizer" in large and train.zero_stage == 0 and train.optimizer == "adamw",
         "train.method=lora": train.method == "full",
     }
     return [knob for knob, helps in choices.items() if helps]

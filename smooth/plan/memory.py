@@ -20,7 +20,6 @@ from smooth.config import Size, TrainConfig
 from smooth.plan.architecture import Architecture
 from smooth.plan.trace import Trace, trace
 from smooth.train.engine import DTYPES
-from smooth.train.optimizer import MOMENTS
 from smooth.train.zero import REDUCE_BUCKET
 
 Moment = Literal["backward", "update", "validation"]
@@ -76,12 +75,15 @@ def footprint(architecture: Architecture, config: TrainConfig, size: Size, *, ca
 
 def account(counted: Trace, config: TrainConfig, *, other_models: int, batch: int) -> Memory:
     """The arithmetic: what was counted, and what follows from the number of parameters."""
-    owned = math.ceil(counted.trained / (config.workers if config.zero_stage else 1))  # that this worker updates
+    shards = config.workers if config.zero_stage else 1
+    owned = math.ceil(counted.trained / shards)  # that this worker updates
     states = {
-        "optimizer": (len(MOMENTS) + bool(config.zero_stage)) * FP32 * owned,
+        "optimizer": math.ceil(counted.moments / shards) + bool(config.zero_stage) * FP32 * owned,
         "average": FP32 * owned if config.ema_decay is not None else 0,
     }
-    update = {"gradients": FP32 * owned, "activations": FP32 * owned}
+    # torch updates all weights in one go, bitsandbytes one after the other.
+    temporaries = FP32 * owned if config.optimizer == "adamw" else 0
+    update = {"gradients": FP32 * owned, "activations": temporaries}
     host = 0
     if config.offload_optimizer:
         # With the gradients' float32 copy, and a buffer in the weights' dtype on the way back.

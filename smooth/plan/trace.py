@@ -1,8 +1,7 @@
-"""A micro-step on tensors without numbers: what is alive at its worst moment.
+"""What is alive at the worst moment of a micro-step, counted in its rehearsal on tensors without numbers.
 
-The UNet, the estimator and the backward pass run for real, only on fake tensors: every operation tells shapes and
-dtypes and none computes. What counts are the storages that something still holds, so that shared ones count once,
-and checkpointing and both graphs of the regularizer come as they come. Attention is the fused kernel's, as on a GPU.
+What counts are the storages that something still holds, so that shared ones count once, and checkpointing and both
+graphs of the regularizer come as they come.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from smooth.config import Size, TrainConfig
-from smooth.diffusion.estimators import denoise_from
-from smooth.diffusion.objective import denoising_loss
-from smooth.diffusion.schedule import NoiseSchedule
-from smooth.diffusion.variation import StepwiseVariation
 from smooth.models import trained
 from smooth.plan.architecture import Architecture, count
 from smooth.train.engine import DTYPES
-from smooth.train.validation import PICTURES
+from smooth.train.optimizer import moment_bytes
+from smooth.train.rehearsal import MicroStep
 
 NORMS = (nn.GroupNorm, nn.LayerNorm)
 
@@ -38,6 +34,7 @@ class Trace:
 
     parameters: int  # of the UNet, adapter included
     trained: int
+    moments: int  # bytes of the optimizer's, of all that is trained
     activations: int  # bytes at the worst moment, temporaries included
     gradients: int  # bytes at that moment
     validation: int  # bytes above the resident ones while the validation pictures are drawn
@@ -98,11 +95,10 @@ def trace(architecture: Architecture, config: TrainConfig, size: Size, gradient_
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     decoding = _decoding(architecture, size)
-    schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 1000), "epsilon")
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet.to_empty(device="cpu")
         chosen = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        step = _MicroStep(unet, config, architecture, schedule, size)
+        step = MicroStep(unet, config, architecture.shapes(*size))
         live = LiveBytes([*unet.parameters(), *unet.buffers(), *step.batch])
         sizes = {parameter: int(gradient_share * parameter.nbytes) for parameter in chosen}
 
@@ -124,6 +120,7 @@ def trace(architecture: Architecture, config: TrainConfig, size: Size, gradient_
         return Trace(
             parameters=count(unet),
             trained=sum(parameter.numel() for parameter in chosen),
+            moments=sum(moment_bytes(parameter.numel(), config) for parameter in chosen),
             activations=live.peak - live.gradients_at_peak,
             gradients=live.gradients_at_peak,
             validation=max(drawing.peak, decoding),
@@ -152,64 +149,3 @@ def _take_dtypes(unet: UNet2DConditionModel, chosen: Iterable[nn.Parameter], con
     for module in unet.modules():
         if isinstance(module, NORMS):  # autocast's rule on a GPU; the CPU's, which holds here, leaves them alone
             module.float().register_forward_pre_hook(lambda _, inputs: tuple(value.float() for value in inputs))
-
-
-class _MicroStep:
-    """A batch and what is done with it."""
-
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        config: TrainConfig,
-        architecture: Architecture,
-        schedule: NoiseSchedule,
-        size: Size,
-    ) -> None:
-        self.unet = unet
-        self.dtype = DTYPES[config.precision]
-        self.gathers = config.zero_stage == 3  # then the gradient by the noise has a forward pass of its own
-        self.autocast = config.zero_stage == 0 and config.precision != "fp32"
-        self.variation = StepwiseVariation(config.variation, dtype=self.dtype)
-        self.variation.update(1.0)
-        self.schedule = schedule
-        shape = (config.micro_batch_size, *architecture.latent_shape(*size))
-        self.latents, self.noise, self.direction = (torch.empty(shape) for _ in range(3))
-        self.text = torch.empty(config.micro_batch_size, *architecture.text_shape)
-        self.timesteps = torch.empty(config.micro_batch_size, dtype=torch.int64)
-        self.added = {
-            name: torch.empty(config.micro_batch_size, width) for name, width in architecture.added_widths.items()
-        }
-
-    @property
-    def batch(self) -> list[Tensor]:
-        """All that comes from the loader."""
-        return [self.latents, self.noise, self.direction, self.text, self.timesteps, *self.added.values()]
-
-    def run(self) -> None:
-        """Both passes of a micro-step, regularized where the run is."""
-        denoise = denoise_from(self._network, self.schedule, self.latents, self.timesteps, self.text)
-        target = self.schedule.target(self.latents, self.noise, self.timesteps)
-        if self.variation.weight > 0:
-            estimate = self.variation.estimator(denoise, self.noise, self.direction, denoise if self.gathers else None)
-            loss = denoising_loss(estimate.output, target).mean()
-            loss = loss + self.variation.weight * self.variation.penalty(estimate.norms).mean()
-        else:
-            loss = denoising_loss(denoise(self.noise)[0], target).mean()
-        torch.autograd.backward(loss)
-
-    def draw(self) -> None:
-        """A sampling step of the validation pictures, with and without their captions."""
-        count = 2 * PICTURES
-        noise, text = (torch.empty(count, *value.shape[1:]) for value in (self.noise, self.text))
-        self._network(noise, torch.empty(count, dtype=torch.int64), text)
-
-    def _network(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        added = {name: value[:1].to(self.dtype).expand(len(noisy), -1) for name, value in self.added.items()}
-        with torch.autocast("cpu", self.dtype, enabled=self.autocast):
-            output: Tensor = self.unet(
-                noisy.to(self.dtype),
-                timesteps,
-                encoder_hidden_states=text.to(self.dtype),
-                added_cond_kwargs=added or None,
-            ).sample
-        return output.float()

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smooth.config import TrainConfig
 from smooth.models import trained
-from smooth.train.optimizer import AVERAGE, AveragingAdamW
+from smooth.train.optimizer import AVERAGE, Averaging, make_optimizer
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS: Final = "weights"
@@ -92,7 +92,7 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def optimizer(self) -> AveragingAdamW:
+    def optimizer(self) -> Averaging:
         """The optimizer of this rank's share."""
 
     @abstractmethod
@@ -132,10 +132,19 @@ class Engine(ABC):
         return int(self.optimizer.state[self.masters()[0]]["step"])
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """All that an update reads, as ``state/weight`` and a float32 CPU tensor. Every rank walks through it."""
+        """All that an update reads, as ``state/weight`` and a CPU tensor. Every rank walks through it.
+
+        float32, but for moments of 8 bits.
+        """
         for name, parameter in self.parameters.items():
-            for state in (WEIGHTS, *self.optimizer.states):
-                yield f"{state}/{name}", self.whole(parameter, state).detach().float().cpu()
+            for state in self._shapes(parameter):
+                value = self.whole(parameter, state).detach()
+                yield f"{state}/{name}", (value if value.dtype == torch.uint8 else value.float()).cpu()
+
+    def _shapes(self, parameter: nn.Parameter) -> dict[str, torch.Size]:
+        """Names of what a checkpoint holds of a weight, and their shapes."""
+        shape = trained.shape_of(parameter)
+        return {WEIGHTS: shape, **self.optimizer.shapes(shape)}
 
     def load_state(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Continue from tensors that :meth:`state` gave on any number of ranks, after so many updates.
@@ -144,15 +153,14 @@ class Engine(ABC):
             ValueError: a tensor is missing or has another shape.
         """
         for name, parameter in self.parameters.items():
-            shape = trained.shape_of(parameter)
-            for state in (WEIGHTS, *self.optimizer.states):
+            for state, shape in self._shapes(parameter).items():
                 value = tensors.get(f"{state}/{name}")
                 if value is None or value.shape != shape:
                     found = "none" if value is None else f"shape {tuple(value.shape)}"
                     raise ValueError(f"the checkpoint has {found} for {state}/{name}, this run needs {tuple(shape)}")
                 self.put(parameter, state, value.to(self.device))
         for master in self.masters():
-            self.optimizer.state[master]["step"].fill_(updates)
+            self.optimizer.count(master, updates)
 
     def result(self, *, keep: bool = True) -> dict[str, Tensor]:
         """What training made, by parameter: the average where one is kept, else the weights. Every rank calls it.
@@ -179,7 +187,7 @@ class PlainEngine(Engine):
         self._module: nn.Module = unet
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._module = DistributedDataParallel(unet, forward_sync_buffers=False, gradient_as_bucket_view=True)
-        self._optimizer = AveragingAdamW(self.parameters.values(), config)
+        self._optimizer = make_optimizer(self.parameters.values(), config)
         self._optimizer.start(self.parameters.values())
         self._loss_scale = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._micro_step = 0
@@ -225,7 +233,7 @@ class PlainEngine(Engine):
         return self._gradient_norm
 
     @property
-    def optimizer(self) -> AveragingAdamW:
+    def optimizer(self) -> Averaging:
         """The optimizer of all weights."""
         return self._optimizer
 

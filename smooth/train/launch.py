@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,7 +24,7 @@ from smooth.evaluate.protocol import Protocol
 from smooth.models import WEIGHTS_NAME
 from smooth.train.job import Place, TrainJob, ignore
 from smooth.train.state import TrainError
-from smooth.train.storage import WholeFiles, patiently
+from smooth.train.storage import WholeFiles
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
@@ -148,12 +147,6 @@ def _trainer(job: TrainJob, run_id: str) -> TorchTrainer:
             storage_filesystem=None if "://" in job.folder else WholeFiles(),
             name=CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            # The latest is always kept beside these.
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.best_checkpoints,
-                checkpoint_score_attribute="loss",
-                checkpoint_score_order="min",
-            ),
             worker_runtime_env={
                 "env_vars": {
                     # More threads than cores spin against each other: ten times slower.
@@ -178,12 +171,14 @@ def _worker(settings: dict[str, Any]) -> Outcome:
     """One rank of the training, started by Ray Train inside a process group."""
     # Here, not above: diffusers takes ten seconds to import, and the driver and the controller need none of it.
     from smooth.train.loop import Training
+    from smooth.train.upload import upload
 
     job: TrainJob = settings["job"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
     with ExitStack() as stack:
-        place = Place(rank, context.get_world_size(), _device(), ignore, ignore, _report)
+        checkpoint = partial(upload, config=job.config.train)
+        place = Place(rank, context.get_world_size(), _device(), ignore, ignore, checkpoint)
         finish = ignore
         if rank == 0:
             place, finish = _telling(place, job, stack.enter_context(tracking.resume_run(settings["run_id"])))
@@ -206,11 +201,11 @@ def _telling(place: Place, job: TrainJob, mlflow_run: tracking.Run) -> tuple[Pla
 
     def checkpoint(write: Callable[[Path], None], step: int, loss: float) -> None:
         mlflow_run.flush()  # a run that goes on from here won't log these steps again
-        _report(write, step, loss)
+        place.checkpoint(write, step, loss)
 
-    place = replace(place, log=mlflow_run.log_metrics, picture=picture, checkpoint=checkpoint)
+    telling = replace(place, log=mlflow_run.log_metrics, picture=picture, checkpoint=checkpoint)
     if job.protocol is None:
-        return place, ignore
+        return telling, ignore
     watch = IstdWatch(job, job.protocol, mlflow_run.log_metrics)
     mlflow_run.set_tags({"smooth.istd_estimate": watch.label})
 
@@ -218,7 +213,7 @@ def _telling(place: Place, job: TrainJob, mlflow_run: tracking.Run) -> tuple[Pla
         mlflow_run.log_metrics(metrics, step)
         watch.poll()
 
-    return replace(place, log=log, estimate=watch.take), watch.close
+    return replace(telling, log=log, estimate=watch.take), watch.close
 
 
 def _device() -> torch.device:
@@ -235,32 +230,6 @@ def _restored() -> Iterator[Path | None]:
         return
     with checkpoint.as_directory() as folder:
         yield Path(folder)
-
-
-def _report(write: Callable[[Path], None], step: int, loss: float) -> None:
-    """Let rank 0 write the checkpoint, and Ray upload it while training goes on; Ray knows it when it is whole."""
-    # The one before must be: a slow upload, or one that waits for space, may not cost a second interval.
-    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
-    folder = Path(tempfile.mkdtemp(prefix="smooth-checkpoint-"))
-    with ExitStack() as failed:
-        failed.callback(shutil.rmtree, folder, ignore_errors=True)  # on a full disk it must not stay
-        write(folder)
-        wrote = any(folder.iterdir())
-        if wrote:
-            failed.pop_all()
-    ray.train.report(
-        {"step": step, "loss": loss},
-        checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if wrote else None,
-        checkpoint_dir_name=f"step-{step:06d}",
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # removes the folder afterwards
-        checkpoint_upload_fn=_upload,
-    )
-
-
-def _upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-    """Ray's own upload, which a full disk makes wait instead of failing."""
-    storage = ray.train.get_context().get_storage()
-    return patiently(lambda: storage.persist_current_checkpoint(checkpoint, name), f"the checkpoint {name}")
 
 
 def _summary(config: TrainConfig, outcome: Outcome) -> dict[str, float | int | str]:

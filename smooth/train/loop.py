@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import distributed as dist
 
 from smooth import progress, store
@@ -27,14 +27,17 @@ from smooth.diffusion.variation import StepwiseVariation
 from smooth.models import trained
 from smooth.models.pipeline import load_pipeline
 from smooth.train import checkpoint
+from smooth.train.communication import Collectives
 from smooth.train.engine import start_engine
 from smooth.train.job import Place, TrainJob
 from smooth.train.optimizer import learning_rate
+from smooth.train.rehearsal import Shapes, flops_per_sample
 from smooth.train.samples import SampleLog
 from smooth.train.state import DivergenceError, TrainError, TrainState
 from smooth.train.step import StepResult, TrainingStep
 from smooth.train.storage import patiently
 from smooth.train.text import embedder
+from smooth.train.utilisation import Utilisation, peak_tflops
 from smooth.train.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -74,9 +77,11 @@ class Training:
             guidance=config.evaluate.guidance,
             device=place.device,
         )
+        self.utilisation = self._utilisation(pipeline.unet) if place.rank == 0 else None
         self.engine = start_engine(pipeline.unet, self.config, config.seed, place.device)
         self.variation = StepwiseVariation(config.train.variation, dtype=self.engine.dtype)
         self.train_step = TrainingStep(self.engine, schedule.to(place.device), self.variation)
+        self.collectives = Collectives() if place.device.type == "cpu" else None
         self.state = TrainState(seed=config.seed, data=dataset.ingested)
         self.losses: list[float] = []  # since the last checkpoint
         self.samples = None
@@ -106,6 +111,13 @@ class Training:
             write = partial(trained.save, self.job.folder, weights, self.engine.unet, self.config)
             patiently(write, "what was trained")
         return self.state
+
+    def _utilisation(self, unet: UNet2DConditionModel) -> Utilisation:
+        seen = self.validator
+        widths = {name: value.shape[1] for name, value in seen.added.items()}
+        shapes = Shapes(tuple(seen.noise.shape[1:]), tuple(seen.text.shape[1:]), widths)
+        flops = flops_per_sample(unet.config, self.config, shapes)
+        return Utilisation(flops, peak_tflops(self.config, self.place.device))
 
     def _keep(self) -> None:
         """A checkpoint, validation pictures and an estimate of ISTD, where this step is due for them."""
@@ -152,10 +164,7 @@ class Training:
         if result.is_finite:
             self.losses.append(result.loss)
         self._guard(result, micro_batches)
-        state.metrics = {
-            **self._metrics(result, config.global_batch_size / (time.monotonic() - started)),
-            "seconds/data_wait": waited,
-        }
+        state.metrics = {**self._metrics(result, started), "seconds/data_wait": waited}
         if self.place.rank == 0:
             self._tell(result)
 
@@ -197,13 +206,19 @@ class Training:
             facts = {name: float(f"{state.metrics[name]:.4g}") for name in SHOWN if name in state.metrics}
             progress.report("train", state.step, self.config.steps, "steps", **facts)
 
-    def _metrics(self, result: StepResult, samples_per_second: float) -> dict[str, float]:
-        times = {f"seconds/{phase}": seconds for phase, seconds in self.train_step.times.take().items()}
+    def _metrics(self, result: StepResult, started: float) -> dict[str, float]:
+        """Of a step that began at ``started`` (``time.monotonic``)."""
+        samples_per_second = self.config.global_batch_size / (time.monotonic() - started)
+        timed = {f"seconds/{phase}": seconds for phase, seconds in self.train_step.times.take().items()}
+        if self.collectives is not None and (communication := self.collectives.take(since=started)) is not None:
+            timed["seconds/communication"] = communication
+        if self.utilisation is not None:
+            timed |= self.utilisation.metrics(samples_per_second / self.place.ranks)
         if self.place.device.type == "cuda":
-            times["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.place.device) / 2**30
+            timed["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.place.device) / 2**30
         return {
             **result.metrics(),
-            **times,
+            **timed,
             "samples_per_second": samples_per_second,
             "samples_seen": self.state.samples_seen,
             "skipped_steps": self.state.skipped,

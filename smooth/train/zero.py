@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from smooth.config import TrainConfig
 from smooth.train.engine import WEIGHTS, Added, Engine, Scaler
-from smooth.train.optimizer import AveragingAdamW
+from smooth.train.optimizer import Averaging, make_optimizer
 
 SCALER: Final = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of its DynamicLossScaler
 
@@ -54,7 +54,7 @@ class ZeroEngine(Engine):
         deepspeed = _import_deepspeed(device)
         parameters = list(self.parameters.values())
         self._engine, *_ = deepspeed.initialize(
-            model=unet, model_parameters=parameters, optimizer=AveragingAdamW(parameters, config), config=self.settings
+            model=unet, model_parameters=parameters, optimizer=make_optimizer(parameters, config), config=self.settings
         )
         self._deepspeed = deepspeed
         # Stages 1 and 2 keep whole weights.
@@ -96,9 +96,9 @@ class ZeroEngine(Engine):
         return math.nan if norm is None or not self._engine.was_step_applied() else float(norm)
 
     @property
-    def optimizer(self) -> AveragingAdamW:
+    def optimizer(self) -> Averaging:
         """The optimizer of this rank's shards."""
-        return cast(AveragingAdamW, self._engine.optimizer.optimizer)
+        return cast(Averaging, self._engine.optimizer.optimizer)
 
     def masters(self) -> list[Tensor]:
         """The flat float32 shards."""

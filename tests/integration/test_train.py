@@ -20,6 +20,8 @@ from smooth import store
 from smooth.config import ConfigError, RunConfig
 from smooth.data.encoder import Encoder
 from smooth.train import launch
+from smooth.train.checkpoint import TENSORS
+from smooth.train.state import TrainState
 from tests import history
 from tests.synthetic import shapes_of, write_latents
 
@@ -87,7 +89,8 @@ def runner(ray_local: None, tiny_base: str, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def uninterrupted(runner: Runner) -> dict[str, Any]:
     """Two workers, ZeRO 2, from start to end."""
-    config = runner.config("uninterrupted", f"train.istd_every={STEPS}", "train.istd_prompts=2")
+    watched = f"train.istd_every={STEPS}", "train.istd_prompts=2"
+    config = runner.config("uninterrupted", *watched, "train.best_checkpoints=0", "train.last_checkpoints=1")
     manifest = launch.run(config)
     return {**manifest, "folder": config.stage_dir("train")}
 
@@ -114,7 +117,9 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
     with Image.open(Path(folder, uninterrupted["pictures"][0])) as picture:
         assert picture.size == (256, 128)
     assert RunConfig.load(str(Path(folder, "run_config.yaml"))).train.steps == STEPS
-    for metric in ("loss", "regularizer", "norm", "target", "samples_per_second", "learning_rate", "seconds/data_wait"):
+    of_training = "loss", "regularizer", "norm", "target", "learning_rate"
+    of_time = "samples_per_second", "tflops_per_worker", "seconds/data_wait", "seconds/communication"
+    for metric in (*of_training, *of_time):
         assert sorted(runner.history(uninterrupted, metric)) == list(range(1, STEPS + 1)), metric
     metrics = {
         name: runner.history(uninterrupted, name) for name in ("loss", "loss_base", "regularizer", "norm", "target")
@@ -130,7 +135,12 @@ def test_artifact_metrics_and_pictures(runner: Runner, uninterrupted: dict[str, 
         assert STEPS in runner.history(uninterrupted, f"istd_estimate/{name}"), name
     difference = runner.history(uninterrupted, "istd_estimate/difference")[STEPS]
     assert difference != 0
+    assert 0 < runner.history(uninterrupted, "seconds/communication")[STEPS] < 60
+    assert runner.history(uninterrupted, "model_flops_utilisation") == {}  # nobody knows the peak of these cores
     checkpoint = Path(folder, "checkpoints", f"step-{STEPS:06d}")
+    whole = sorted(path.parent.name for path in checkpoint.parent.glob(f"*/{TENSORS}"))
+    assert whole == [f"step-{STEPS - 2:06d}", checkpoint.name]
+    assert TrainState.load(checkpoint.parent / "step-000002").samples_seen == 8
     settings = json.loads((checkpoint / "engine.json").read_text())
     assert settings["zero_optimization"]["stage"] == 2
     history.check(Path(folder), STEPS, 4, *SIZES)
@@ -174,6 +184,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_with_fewer_workers_to_the_sa
 def test_zero_3_and_texts_encoded_in_the_step_train_the_same(runner: Runner, uninterrupted: dict[str, Any]) -> None:
     manifest = launch.run(runner.config("sharded", "train.zero_stage=3", "train.steps=1", "latents.cache_text=false"))
     assert manifest["pictures"] == ["validation/step-000001.png"]
+    assert runner.history(manifest, "seconds/communication") == {}  # gloo does not tell all of ZeRO-3's
     for metric in ("loss", "loss_base", "norm", "target"):
         first = runner.history(uninterrupted, metric)[1]
         assert runner.history(manifest, metric) == {1: pytest.approx(first, rel=2e-3)}

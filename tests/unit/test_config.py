@@ -94,6 +94,7 @@ def test_a_mistake_is_named_with_its_way_out(override: str, message: str) -> Non
     ("overrides", "message"),
     [
         (["train.zero_stage=0", "train.offload_optimizer=true"], "set train.zero_stage to 1, 2 or 3"),
+        (["train.optimizer=adamw_8bit"], "set train.zero_stage=0, or train.optimizer=adamw"),
         (["train.min_workers=3"], "train.min_workers=3 is more than train.workers=2"),
         (["train.min_workers=1", "train.workers=4", "train.micro_batch_size=2"], "2 x 3 = 6; .*min_workers"),
         (["train.zero_stage=3", "train.variation.every=2"], "every=2 must divide a worker's 1 accumulated"),

@@ -101,6 +101,9 @@ def test_activations_are_what_a_real_forward_pass_keeps_and_a_little(small: Arch
     counted = trace(small, config, (64, 64), gradient_share=1.0)
     assert 1.0 <= counted.activations / kept < 1.25
     assert counted.parameters == counted.trained
+    assert counted.moments == 2 * 4 * counted.trained
+    eight = trace(small, TrainConfig(**PLAIN, method="full", zero_stage=0, optimizer="adamw_8bit"), (64, 64), 1.0)
+    assert 2 * counted.trained < eight.moments < 0.35 * counted.moments
     regularized = trace(small, TrainConfig(**PLAIN, method="full"), (64, 64), gradient_share=1.0)
     assert 1.9 < regularized.activations / counted.activations < 2.3  # the graphs of two forward passes
     keys = {**PLAIN, "method": "full", "gradient_checkpointing": True}
@@ -108,7 +111,7 @@ def test_activations_are_what_a_real_forward_pass_keeps_and_a_little(small: Arch
     assert again.activations < 0.6 * regularized.activations
 
 
-COUNTED = Trace(parameters=1000, trained=600, activations=50_000, gradients=2400, validation=10)
+COUNTED = Trace(parameters=1000, trained=600, moments=4800, activations=50_000, gradients=2400, validation=10)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,8 @@ COUNTED = Trace(parameters=1000, trained=600, activations=50_000, gradients=2400
         ({"zero_stage": 2, "precision": "bf16"}, {"weights": 2000, "optimizer": 3600, "gradients": 2400 + 1200}),
         # A half of the weights and all of them gathered.
         ({"zero_stage": 3, "precision": "bf16", "ema_decay": 0.9}, {"weights": 1000 + 2000, "average": 1200}),
+        # Moments as they were counted; the update takes one weight after the other.
+        ({"zero_stage": 0, "optimizer": "adamw_8bit", "ema_decay": 0.9}, {"optimizer": 4800, "average": 2400}),
         ({"zero_stage": 2, "offload_optimizer": True}, {"optimizer": 0, "host": 3600 + 2400}),
     ],
 )
