@@ -40,6 +40,7 @@ SUMMARY = (
     "samples_per_second",
 )
 WORKER_START_SECONDS = 300  # Ray's own 60 s are too few where importing torch on busy cores takes half of it
+ELASTIC_START_SECONDS = 120  # Ray may count on a host for some seconds after its death, and waits this long in vain
 
 
 class Outcome(TypedDict):
@@ -110,7 +111,8 @@ def _train(job: TrainJob, run_id: str) -> Outcome:
     It starts again when a worker is lost in training, and ends the run when one is lost while they get together.
     """
     max_failures = job.config.train.max_failures
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_SECONDS))
+    patience = ELASTIC_START_SECONDS if job.config.train.min_workers else WORKER_START_SECONDS
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience))
     starts = 0
     while True:
         starts += 1
