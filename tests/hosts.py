@@ -51,6 +51,7 @@ class Hosts:
         self.names = [f"smooth-{os.getpid()}-{number}" for number in range(count)]
         self.switch = f"smooth-{os.getpid()}-switch"
         self.pulled = set[int]()
+        self._started: list[psutil.Popen] = []
 
     def build(self) -> None:
         """Make the switch and plug the hosts in."""
@@ -70,6 +71,8 @@ class Hosts:
         """End all that runs on the hosts, then take them down."""
         for name in (*self.names, self.switch):
             _remove(name)
+        for process in self._started:
+            process.wait()
 
     def pull(self, host: int) -> None:
         """Pull the host's cable: packets are lost, and nobody is told."""
@@ -87,11 +90,13 @@ class Hosts:
 
     def start(self, host: int, command: tuple[str, ...], output: IO[str]) -> psutil.Popen:
         """Start a command on the host."""
-        return psutil.Popen(
+        process = psutil.Popen(
             ["ip", "netns", "exec", self.names[host], *command],
             stdout=output, stderr=subprocess.STDOUT,
             env=os.environ | self.environment,
         )  # fmt: skip
+        self._started.append(process)
+        return process
 
     def _at(self, name: str, *command: str) -> None:
         _ip("-netns", name, *command)

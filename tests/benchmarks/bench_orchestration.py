@@ -112,6 +112,7 @@ def main() -> None:
                     "train.workers=1",
                     "train.checkpoint_every=1000000",
                     "train.validate_every=1000000",
+                    "train.istd_every=null",
                 ],
             )
             latents = Path(config.stage_dir("latents"))
