@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smooth.evaluate import features, istd
-from smooth.evaluate.frechet import frechet_distance, kernel_distance, moments
+from smooth.evaluate.frechet import bias, gaussian_distance, kernel_distance
 from smooth.evaluate.metric import Metric
+from smooth.evaluate.moments import Moments
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.smoothness import COEFFICIENT, DISTANCE, istd_difference, smoothness
 from smooth.evaluate.smoothness import ISTD as ISTD
@@ -64,20 +65,11 @@ def _quality(
     stamp = {**protocol.picture_stamp, **features.stamp(protocol.image_size), "references": len(reference), "n": n}
     kid = kernel_distance(found, reference)
     low, high = kid.interval
-    frechet = frechet_distance(*moments(found), *moments(reference))
-    few = n < found.shape[1]
+    fit, target = Moments.of(found), Moments.of(reference)
+    frechet = gaussian_distance(fit.mean, fit.covariance, target.mean, target.covariance)
     return [
         Metric(KID, model, 1e3 * kid.value, 1e3 * low, 1e3 * high, n, stamp),
-        Metric(
-            FRECHET,
-            model,
-            frechet,
-            None,
-            None,
-            n,
-            stamp,
-            note=f"biased upwards: {n} pictures for {found.shape[1]} features; compare KID" if few else "",
-        ),
+        Metric(FRECHET, model, frechet, None, None, n, stamp, note=bias(fit, target)),
         Metric(FID, model, None, None, None, 0, note="needs Inception-v3's weights, which no package ships"),
     ]
 
