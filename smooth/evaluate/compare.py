@@ -12,7 +12,7 @@ from smooth.evaluate.frechet import bias, gaussian_distance, kernel_distance
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.moments import Moments
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.smoothness import COEFFICIENT, DISTANCE, istd_difference, smoothness
+from smooth.evaluate.smoothness import COEFFICIENT, DISTANCE, DIVERSITY, istd_difference, smoothness
 from smooth.evaluate.smoothness import ISTD as ISTD
 
 KID = f"KID ({features.NAME}) x1000"
@@ -23,6 +23,7 @@ _KEYS = {
     ISTD: "istd",
     DISTANCE: "neighbour_distance",
     COEFFICIENT: "variation_coefficient",
+    DIVERSITY: "sample_diversity",
     KID: "kid_efficientnet_lite0_x1000",
     FRECHET: "frechet_efficientnet_lite0",
 }
@@ -36,6 +37,10 @@ class Measured(Typing):
         """(P, F - 1) distances of neighbouring frames."""
 
     @property
+    def spreads(self) -> npt.NDArray[np.float64]:
+        """(P,) squared distances of each prompt's frames from the mean ones."""
+
+    @property
     def features(self) -> npt.NDArray[np.float32]:
         """(N, D) features of single pictures."""
 
@@ -46,7 +51,7 @@ def metrics_of(
     """All metrics of base and fine-tuned, and the paired difference of ISTD over prompts."""
     metrics = []
     for name, measured in (("base", base), ("smooth", smooth)):
-        metrics += smoothness(protocol, name, measured.distances)
+        metrics += smoothness(protocol, name, measured.distances, measured.spreads)
         metrics += _quality(protocol, name, measured.features, reference)
     metrics.append(istd_difference(protocol, base.distances, smooth.distances))
     return metrics

@@ -16,8 +16,8 @@ import ray
 from ray.util import ActorPool
 
 from smooth import cluster, progress, store, tracking
-from smooth.config import RunConfig
-from smooth.evaluate import istd, report
+from smooth.config import STAGE_VERSIONS, RunConfig
+from smooth.evaluate import diversity, istd, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.protocol import Protocol, reference_pictures
 from smooth.evaluate.worker import Block, Model, Painter, blocks
@@ -31,6 +31,8 @@ class Measurement:
 
     distances: npt.NDArray[np.float64]
     """(P, F - 1) between neighbouring frames"""
+    spreads: npt.NDArray[np.float64]
+    """(P,) squared distances of each prompt's frames from the mean ones"""
     features: npt.NDArray[np.float32]
     """(N, 1280)"""
     strips: npt.NDArray[np.uint8]
@@ -38,7 +40,7 @@ class Measurement:
 
     def save(self, path: str) -> None:
         """Write as one ``.npz``, atomically."""
-        _save(path, distances=self.distances, features=self.features, strips=self.strips)
+        _save(path, **vars(self))
 
     @classmethod
     def load(cls, path: str) -> Measurement:
@@ -92,7 +94,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 def _measure(config: RunConfig, protocol: Protocol) -> tuple[Measurement, Measurement, npt.NDArray[np.float32]]:
     """Base, fine-tuned and the reference pictures' features; only what is not there yet is sampled."""
     folder = config.stage_dir("evaluate")
-    shared = store.join(posixpath.dirname(folder), f"base-{protocol.fingerprint}")
+    shared = store.join(posixpath.dirname(folder), f"base-{STAGE_VERSIONS['evaluate']}-{protocol.fingerprint}")
     paths: dict[Model, str] = {
         "base": store.join(shared, "base.npz"),
         "smooth": store.join(folder, "smooth.npz"),
@@ -154,27 +156,30 @@ def _measure_model(
         store.write_bytes(store.join(cache, block.name), _npy(result))
         done += block.stop - block.start
         progress.report("evaluate", done, models * each, "pictures", model=model)
-    distances, strips = _interpolations(cache, frames, protocol)
     features = np.concatenate([_read_block(cache, block) for block in pictures])
-    return Measurement(distances=distances, features=features, strips=strips)
+    return Measurement(features=features, **_interpolations(cache, frames, protocol))
 
 
-def _interpolations(
-    cache: str, frames: list[Block], protocol: Protocol
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """Distances (P, F - 1) and the first strips; one interpolation is in memory at a time, blocks may cut across."""
+def _interpolations(cache: str, cut: list[Block], protocol: Protocol) -> dict[str, npt.NDArray[Any]]:
+    """Distances, spreads and the first strips, one interpolation in memory at a time."""
     distances: list[npt.NDArray[np.float64]] = []
     strips: list[npt.NDArray[np.uint8]] = []
+    for strip in _each_strip(cache, cut, protocol.frames):
+        distances.append(istd.neighbour_distances(strip[None])[0])
+        if len(strips) < protocol.strips:
+            strips.append(strip)
+    spreads = diversity.spreads(lambda: (strip / 255.0 for strip in _each_strip(cache, cut, protocol.frames)))
+    return {"distances": np.stack(distances), "spreads": spreads, "strips": np.stack(strips)}
+
+
+def _each_strip(cache: str, cut: list[Block], frames: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Interpolations (F, H, W, 3) in order; blocks may cut across."""
     waiting: list[npt.NDArray[np.uint8]] = []
-    for block in frames:
+    for block in cut:
         waiting += list(_read_block(cache, block))
-        while len(waiting) >= protocol.frames:
-            strip = np.stack(waiting[: protocol.frames])
-            del waiting[: protocol.frames]
-            distances.append(istd.neighbour_distances(strip[None])[0])
-            if len(strips) < protocol.strips:
-                strips.append(strip)
-    return np.stack(distances), np.stack(strips)
+        while len(waiting) >= frames:
+            yield np.stack(waiting[:frames])
+            del waiting[:frames]
 
 
 def _read_block(cache: str, block: Block) -> npt.NDArray[Any]:
