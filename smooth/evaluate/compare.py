@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Protocol as Typing
 
 import numpy as np
 import numpy.typing as npt
 
 from smooth.evaluate import features, istd
-from smooth.evaluate.frechet import bias, gaussian_distance, kernel_distance
 from smooth.evaluate.metric import Metric
-from smooth.evaluate.moments import Moments
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.smoothness import COEFFICIENT, DISTANCE, DIVERSITY, istd_difference, smoothness
+from smooth.evaluate.quality import Space, quality
 from smooth.evaluate.smoothness import ISTD as ISTD
+from smooth.evaluate.smoothness import istd_difference, smoothness
 
 KID = f"KID ({features.NAME}) x1000"
-FRECHET = f"Fréchet distance ({features.NAME})"
 FID = "FID (Inception-v3)"
-
-_KEYS = {
-    ISTD: "istd",
-    DISTANCE: "neighbour_distance",
-    COEFFICIENT: "variation_coefficient",
-    DIVERSITY: "sample_diversity",
-    KID: "kid_efficientnet_lite0_x1000",
-    FRECHET: "frechet_efficientnet_lite0",
-}
 
 
 class Measured(Typing):
@@ -59,22 +49,16 @@ def metrics_of(
 
 def metric_key(metric: Metric) -> str:
     """Name of a metric in MLflow, for example ``evaluate/istd_smooth``."""
-    model = metric.model.replace("smooth - base", "difference")
-    return f"evaluate/{_KEYS[metric.name]}_{model}"
+    name = re.sub(r"[^a-z0-9]+", "_", metric.name.lower().replace("fréchet distance", "frechet")).strip("_")
+    return f"evaluate/{name}_{metric.model.replace('smooth - base', 'difference')}"
 
 
 def _quality(
     protocol: Protocol, model: str, found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
 ) -> list[Metric]:
-    n = len(found)
-    stamp = {**protocol.picture_stamp, **features.stamp(protocol.image_size), "references": len(reference), "n": n}
-    kid = kernel_distance(found, reference)
-    low, high = kid.interval
-    fit, target = Moments.of(found), Moments.of(reference)
-    frechet = gaussian_distance(fit.mean, fit.covariance, target.mean, target.covariance)
+    space = Space(features.NAME, features.stamp(protocol.image_size))
     return [
-        Metric(KID, model, 1e3 * kid.value, 1e3 * low, 1e3 * high, n, stamp),
-        Metric(FRECHET, model, frechet, None, None, n, stamp, note=bias(fit, target)),
+        *quality(space, model, found, reference, protocol.picture_stamp, protocol.seed),
         Metric(FID, model, None, None, None, 0, note="needs Inception-v3's weights, which no package ships"),
     ]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
+from smooth.evaluate.manifold import manifold
 from smooth.evaluate.metric import Metric, StampError
 from smooth.evaluate.protocol import Protocol
 
@@ -66,6 +67,38 @@ def test_each_value_has_its_own_key_and_compares_with_the_base(metrics: dict[tup
             metric.compare(metrics[metric.name, "base"])
             with pytest.raises(StampError, match="steps"):
                 metric.compare(replace(metric, stamp={**metric.stamp, "steps": 50}))
+
+
+def test_precision_and_its_kin_carry_their_k_and_interval(metrics: dict[tuple[str, str], Metric]) -> None:
+    reference = np.random.default_rng(2).standard_normal((20, 8)).astype(np.float32)
+    parts = manifold(found(1).features, reference)
+    for name, k in {"precision": 3, "recall": 3, "density": 5, "coverage": 5}.items():
+        metric = metrics[f"{name} (EfficientNet-Lite0)", "smooth"]
+        assert metric.value == pytest.approx(getattr(parts, name).mean())
+        assert metric.low is not None
+        assert metric.high is not None
+        assert metric.low <= metric.value <= metric.high
+        assert (metric.stamp["k"], metric.stamp["features"], metric.n) == (k, "EfficientNet-Lite0", 20)
+        assert metric_key(metric) == f"evaluate/{name}_efficientnet_lite0_smooth"
+
+
+def test_keys_of_mlflow_stay(metrics: dict[tuple[str, str], Metric]) -> None:
+    keys = {metric_key(metric) for metric in metrics.values()}
+    assert keys >= {
+        "evaluate/istd_base",
+        "evaluate/istd_difference",
+        "evaluate/neighbour_distance_smooth",
+        "evaluate/variation_coefficient_smooth",
+        "evaluate/kid_efficientnet_lite0_x1000_smooth",
+        "evaluate/frechet_efficientnet_lite0_base",
+    }
+
+
+def test_five_pictures_leave_precision_unavailable() -> None:
+    few = replace(found(0), features=found(0).features[:5])
+    metrics = {metric.name: metric for metric in metrics_of(PROTOCOL, few, few, found(3).features)}
+    assert metrics["precision (EfficientNet-Lite0)"].value is None
+    assert "more than 5 pictures, has 5; raise evaluate.pictures" in metrics["coverage (EfficientNet-Lite0)"].text()
 
 
 def test_two_prompts_leave_the_diversity_unavailable() -> None:
