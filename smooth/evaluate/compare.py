@@ -8,7 +8,7 @@ from typing import Protocol as Typing
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import features, istd
+from smooth.evaluate import features, inception, istd
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.quality import Space, quality
@@ -16,7 +16,6 @@ from smooth.evaluate.smoothness import ISTD as ISTD
 from smooth.evaluate.smoothness import istd_difference, smoothness
 
 KID = f"KID ({features.NAME}) x1000"
-FID = "FID (Inception-v3)"
 
 
 class Measured(Typing):
@@ -32,7 +31,7 @@ class Measured(Typing):
 
     @property
     def features(self) -> npt.NDArray[np.float32]:
-        """(N, D) features of single pictures."""
+        """(N, D) features of single pictures, Inception-v3's after EfficientNet-Lite0's where it has weights."""
 
 
 def metrics_of(
@@ -56,11 +55,16 @@ def metric_key(metric: Metric) -> str:
 def _quality(
     protocol: Protocol, model: str, found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
 ) -> list[Metric]:
-    space = Space(features.NAME, features.stamp(protocol.image_size))
-    return [
-        *quality(space, model, found, reference, protocol.picture_stamp, protocol.seed),
-        Metric(FID, model, None, None, None, 0, note="needs Inception-v3's weights, which no package ships"),
-    ]
+    own = slice(0, features.FeatureNetwork.dimensions)
+    spaces = [(Space(features.NAME, features.stamp(protocol.image_size)), own)]
+    if protocol.inception:
+        spaces.append((inception.space(protocol.inception), slice(own.stop, None)))
+    metrics = []
+    for space, part in spaces:
+        metrics += quality(space, model, found[:, part], reference[:, part], protocol.picture_stamp, protocol.seed)
+    if not protocol.inception:
+        metrics.append(Metric(inception.FID, model, None, None, None, 0, note=inception.missing()))
+    return metrics
 
 
 def summary_of(

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from smooth.evaluate import inception
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
+from smooth.evaluate.frechet import frechet_distance
 from smooth.evaluate.manifold import manifold
 from smooth.evaluate.metric import Metric, StampError
+from smooth.evaluate.moments import Moments
 from smooth.evaluate.protocol import Protocol
 
 PROTOCOL = Protocol(
@@ -92,6 +95,21 @@ def test_keys_of_mlflow_stay(metrics: dict[tuple[str, str], Metric]) -> None:
         "evaluate/kid_efficientnet_lite0_x1000_smooth",
         "evaluate/frechet_efficientnet_lite0_base",
     }
+
+
+def test_inceptions_features_follow_and_give_fid(metrics: dict[tuple[str, str], Metric]) -> None:
+    assert "give its path as evaluate.inception_weights" in metrics[inception.FID, "smooth"].text()
+    rng = np.random.default_rng(5)
+    wide = [rng.standard_normal((20, 1280 + 6)).astype(np.float32) for _ in range(3)]
+    base, smooth = (replace(found(seed), features=wide[seed]) for seed in (0, 1))
+    for digest, name in ((inception.SHA256, inception.FID), ("ab" * 32, "Fréchet distance (Inception-v3 abababab)")):
+        both = metrics_of(replace(PROTOCOL, inception=digest), base, smooth, wide[2])
+        (metric,) = [metric for metric in both if (metric.name, metric.model) == (name, "smooth")]
+        expected = frechet_distance(Moments.of(wide[1][:, 1280:]), Moments.of(wide[2][:, 1280:]))
+        assert metric.value == pytest.approx(expected)
+        assert metric.stamp["weights"] == digest
+        assert len({metric_key(metric) for metric in both}) == len(both)
+    assert metric_key(metric) == "evaluate/frechet_inception_v3_abababab_smooth"
 
 
 def test_five_pictures_leave_precision_unavailable() -> None:
