@@ -38,7 +38,7 @@ Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
-STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 2, "register": 1}
+STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 3, "register": 1}
 
 
 class RunConfig(Section):
@@ -121,8 +121,10 @@ class RunConfig(Section):
             for key in ("url_list", "blocked_domains", "blocked_hashes"):
                 if (path := getattr(self.ingest, key)) is not None:
                     inputs[key] = _file_identity(f"ingest.{key}", path)
-        if stage == "evaluate" and self.evaluate.prompts_file is not None:
-            inputs["prompts_file"] = _file_identity("evaluate.prompts_file", self.evaluate.prompts_file)
+        if stage == "evaluate":
+            for key in ("prompts_file", "inception_weights"):
+                if (path := getattr(self.evaluate, key)) is not None:
+                    inputs[key] = _file_identity(f"evaluate.{key}", path)
         if stage in ("latents", "train"):
             inputs["model"] = model_identity(self.model.base, self.model.revision)
         if stage in ("train", "evaluate"):

@@ -285,7 +285,7 @@ class EvaluateConfig(Section):
     prompts: int = Field(500, ge=1, description="prompts of ISTD, two noises each")
     frames: int = Field(11, ge=3, description="pictures from noise to noise")
     pictures: int = Field(1000, ge=2, description="pictures of the Fréchet and kernel distances")
-    features: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    inception_weights: str | None = Field(None, description="torch-fidelity's file, for FID; None: torch's hub cache")
     steps: int = Field(50, ge=1, description="DDIM steps")
     guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale")
     strips: int = Field(8, ge=1, description="interpolation strips drawn, base above smooth")

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Protocol as Typing
 
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import features, istd
-from smooth.evaluate.frechet import frechet_distance, kernel_distance, moments
+from smooth.evaluate import features, inception, istd
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.smoothness import COEFFICIENT, DISTANCE, istd_difference, smoothness
+from smooth.evaluate.quality import Space, quality
 from smooth.evaluate.smoothness import ISTD as ISTD
+from smooth.evaluate.smoothness import istd_difference, smoothness
 
 KID = f"KID ({features.NAME}) x1000"
-FRECHET = f"Fréchet distance ({features.NAME})"
-FID = "FID (Inception-v3)"
-
-_KEYS = {
-    ISTD: "istd",
-    DISTANCE: "neighbour_distance",
-    COEFFICIENT: "variation_coefficient",
-    KID: "kid_efficientnet_lite0_x1000",
-    FRECHET: "frechet_efficientnet_lite0",
-}
 
 
 class Measured(Typing):
@@ -35,8 +26,12 @@ class Measured(Typing):
         """(P, F - 1) distances of neighbouring frames."""
 
     @property
+    def spreads(self) -> npt.NDArray[np.float64]:
+        """(P,) squared distances of each prompt's frames from the mean ones."""
+
+    @property
     def features(self) -> npt.NDArray[np.float32]:
-        """(N, D) features of single pictures."""
+        """(N, D) features of single pictures, Inception-v3's after EfficientNet-Lite0's where it has weights."""
 
 
 def metrics_of(
@@ -45,7 +40,7 @@ def metrics_of(
     """All metrics of base and fine-tuned, and the paired difference of ISTD over prompts."""
     metrics = []
     for name, measured in (("base", base), ("smooth", smooth)):
-        metrics += smoothness(protocol, name, measured.distances)
+        metrics += smoothness(protocol, name, measured.distances, measured.spreads)
         metrics += _quality(protocol, name, measured.features, reference)
     metrics.append(istd_difference(protocol, base.distances, smooth.distances))
     return metrics
@@ -53,33 +48,23 @@ def metrics_of(
 
 def metric_key(metric: Metric) -> str:
     """Name of a metric in MLflow, for example ``evaluate/istd_smooth``."""
-    model = metric.model.replace("smooth - base", "difference")
-    return f"evaluate/{_KEYS[metric.name]}_{model}"
+    name = re.sub(r"[^a-z0-9]+", "_", metric.name.lower().replace("fréchet distance", "frechet")).strip("_")
+    return f"evaluate/{name}_{metric.model.replace('smooth - base', 'difference')}"
 
 
 def _quality(
     protocol: Protocol, model: str, found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
 ) -> list[Metric]:
-    n = len(found)
-    stamp = {**protocol.picture_stamp, **features.stamp(protocol.image_size), "references": len(reference), "n": n}
-    kid = kernel_distance(found, reference)
-    low, high = kid.interval
-    frechet = frechet_distance(*moments(found), *moments(reference))
-    few = n < found.shape[1]
-    return [
-        Metric(KID, model, 1e3 * kid.value, 1e3 * low, 1e3 * high, n, stamp),
-        Metric(
-            FRECHET,
-            model,
-            frechet,
-            None,
-            None,
-            n,
-            stamp,
-            note=f"biased upwards: {n} pictures for {found.shape[1]} features; compare KID" if few else "",
-        ),
-        Metric(FID, model, None, None, None, 0, note="needs Inception-v3's weights, which no package ships"),
-    ]
+    own = slice(0, features.FeatureNetwork.dimensions)
+    spaces = [(Space(features.NAME, features.stamp(protocol.image_size)), own)]
+    if protocol.inception:
+        spaces.append((inception.space(protocol.inception), slice(own.stop, None)))
+    metrics = []
+    for space, part in spaces:
+        metrics += quality(space, model, found[:, part], reference[:, part], protocol.picture_stamp, protocol.seed)
+    if not protocol.inception:
+        metrics.append(Metric(inception.FID, model, None, None, None, 0, note=inception.missing()))
+    return metrics
 
 
 def summary_of(

@@ -28,6 +28,17 @@ def stamp(image_size: int) -> dict[str, str | int | float]:
     return {"features": NAME, "feature_input": input_size(image_size), "resize": "bilinear, antialiased"}
 
 
+def checked(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pictures as feature networks take them.
+
+    Raises:
+        ValueError: anything but (B, H, W, 3) uint8.
+    """
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+        raise ValueError(f"expected pictures (B, H, W, 3) uint8, got {pictures.shape} {pictures.dtype}")
+    return pictures
+
+
 class FeatureNetwork:
     """Maps pictures to 1280 numbers each: the pooled last convolution."""
 
@@ -51,9 +62,7 @@ class FeatureNetwork:
         Raises:
             ValueError: another shape or dtype.
         """
-        if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
-            raise ValueError(f"expected pictures (B, H, W, 3) uint8, got {pictures.shape} {pictures.dtype}")
-        x = torch.tensor(pictures, device=self.device).permute(0, 3, 1, 2).float()
+        x = torch.tensor(checked(pictures), device=self.device).permute(0, 3, 1, 2).float()
         size = (self.input_size, self.input_size)
         if x.shape[2:] != size:
             x = functional.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)

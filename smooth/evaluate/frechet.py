@@ -5,12 +5,17 @@ Which network made the features decides what a value means, so neither is called
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from smooth.evaluate.moments import FloatArray, Moments
+
+
+class BiasWarning(UserWarning):
+    """A Fréchet distance of too few samples: biased upwards, whatever the models."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,33 @@ class KernelDistance:
         return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
 
 
-def moments(features: npt.NDArray[np.floating]) -> tuple[FloatArray, FloatArray]:
-    """Mean (D,) and covariance (D, D, n - 1 in the denominator) of features (N, D)."""
-    x = _checked(features)
-    return x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
+def bias(a: Moments, b: Moments) -> str:
+    """Why the Fréchet distance of these two can't be trusted; empty where it can."""
+    if not (a.singular or b.singular):
+        return ""
+    return (
+        f"biased upwards: the covariance of {min(a.n, b.n)} pictures is singular in {a.mean.size} dimensions; "
+        "compare KID, or raise evaluate.pictures"
+    )
 
 
-def frechet_distance(
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Fréchet distance of the Gaussian fits of two sets of features.
+
+    Warns:
+        BiasWarning: a set of no more samples than dimensions.
+
+    Raises:
+        ValueError: features of different size, or a set of one.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of different size: {a.mean.size} and {b.mean.size}")
+    if reason := bias(a, b):
+        warnings.warn(reason, BiasWarning, stacklevel=2)
+    return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
+
+
+def gaussian_distance(
     mean_a: FloatArray, covariance_a: FloatArray, mean_b: FloatArray, covariance_b: FloatArray
 ) -> float:
     """Squared Fréchet distance of two Gaussians, ``|m - n|^2 + tr(A + B - 2 (A B)^(1/2))``.

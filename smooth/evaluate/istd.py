@@ -4,6 +4,9 @@ Per prompt, two noises are interpolated spherically in equal steps; the L2 dista
 are taken in pixel space. ISTD is the mean over prompts of the standard deviation of these distances. The paper leaves
 open the pixel scale and the kind of deviation. Ours: pixels in [0, 1], L2 over all pixels and channels (a sum, not a
 mean, so the value grows with the picture's size), population deviation. ``STAMP`` says so beside each value.
+
+A model that paints one picture for every noise has an ISTD of 0, so it never stands alone: :func:`istd` tells the mean
+neighbour distance and the diversity of the samples, too.
 """
 
 from __future__ import annotations
@@ -14,28 +17,83 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from smooth.evaluate.diversity import Interval, diversity, spreads
 
 STAMP: dict[str, str | int | float] = {"pixel_scale": "[0, 1]", "distance": "L2 over all pixels", "std": "population"}
 RESAMPLES = 10_000
 CHUNK = 500  # resamples held at once
 
 FloatArray = npt.NDArray[np.float64]
+Images = npt.NDArray[Any] | torch.Tensor
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % bootstrap interval."""
+class Smoothness:
+    """What a generator's interpolations tell, each value with its 95 % interval over the prompts."""
 
-    value: float
-    low: float
-    high: float
+    distances: FloatArray
+    """(P, F - 1) between neighbouring frames"""
+    istd: Interval
+    variation_coefficient: Interval
+    """deviation over mean of the distances: free of the pictures' contrast"""
+    neighbour_distance: Interval
+    """mean of the distances: 0 where the noise changes nothing"""
+    diversity: Interval | None
+    """of the pictures of different prompts: 0 where the prompt changes nothing; None below three prompts"""
+
+    @property
+    def per_prompt(self) -> FloatArray:
+        """The (P,) deviations whose mean is ISTD."""
+        return deviation(self.distances)
 
 
-def neighbour_distances(pictures: npt.NDArray[Any]) -> FloatArray:
+def istd(images: Images, seed: int = 0) -> Smoothness:
+    """ISTD of any generator's interpolations, with all that belongs beside it.
+
+    Args:
+        images: (P, F, H, W, C) or (P, F, C, H, W) with C of 1 or 3, array or tensor, uint8 in 0..255 or float in
+            [0, 1]: for each of P prompts the F >= 3 pictures of equal steps between two noises.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: another shape or dtype, or floats outside [0, 1].
+        TypeError: neither array nor tensor.
+    """
+    pictures = _pictures(images)
+    if pictures.shape[1] < 3:
+        raise ValueError(f"{pictures.shape[1]} frames have one distance, which deviates from nothing; give 3 or more")
+    distances = neighbour_distances(pictures)
+    scale = _scale(pictures)
+    return Smoothness(
+        distances=distances,
+        istd=bootstrap(deviation(distances), seed),
+        variation_coefficient=bootstrap(variation_coefficient(distances), seed),
+        neighbour_distance=bootstrap(distances.mean(axis=1), seed),
+        diversity=diversity(spreads(lambda: (strip / scale for strip in pictures))) if len(pictures) > 2 else None,
+    )
+
+
+def paired_difference(model: Smoothness, base: Smoothness, seed: int = 0) -> Interval:
+    """ISTD of a model minus that of another on the same prompts and noises, with its paired 95 % interval.
+
+    Raises:
+        ValueError: different numbers of prompts or frames.
+    """
+    if model.distances.shape != base.distances.shape:
+        raise ValueError(
+            f"prompts and steps differ: {model.distances.shape} against {base.distances.shape}; interpolate between "
+            "the same noises for both"
+        )
+    return bootstrap(model.per_prompt - base.per_prompt, seed)
+
+
+def neighbour_distances(images: Images) -> FloatArray:
     """L2 distances between neighbouring frames.
 
     Args:
-        pictures: (P, F, H, W, 3), uint8 in 0..255 or float in [0, 1].
+        images: as of :func:`istd`, of F >= 2 frames.
 
     Returns:
         (P, F - 1) float64, on the [0, 1] pixel scale.
@@ -43,28 +101,13 @@ def neighbour_distances(pictures: npt.NDArray[Any]) -> FloatArray:
     Raises:
         ValueError: another shape or dtype, or floats outside [0, 1].
     """
-    if pictures.ndim != 5 or pictures.shape[1] < 2:
-        raise ValueError(f"expected pictures (P, F >= 2, H, W, 3), got {pictures.shape}")
-    if pictures.dtype == np.uint8:
-        scale = 255.0
-    elif np.issubdtype(pictures.dtype, np.floating):
-        scale = 1.0
-        if pictures.size and not (pictures.min() >= 0 and pictures.max() <= 1):
-            raise ValueError("float pictures must lie in [0, 1]; divide by 255, or give uint8")
-    else:
-        raise ValueError(f"expected uint8 or float pictures, got {pictures.dtype}")
-    prompts, frames = pictures.shape[:2]
-    flat = pictures.reshape(prompts, frames, -1)
-    distances = np.empty((prompts, frames - 1))
-    for index in range(frames - 1):  # one pair at a time: float64 copies of all would be eight times the pictures
-        step = flat[:, index + 1].astype(np.float64) - flat[:, index].astype(np.float64)
-        distances[:, index] = np.linalg.norm(step, axis=1) / scale
+    pictures = _pictures(images)
+    scale = _scale(pictures)
+    distances = np.empty((len(pictures), pictures.shape[1] - 1))
+    for prompt, strip in enumerate(pictures):  # one at a time: float64 copies of all would be eight times the pictures
+        steps = np.diff(strip.reshape(len(strip), -1).astype(np.float64), axis=0)
+        distances[prompt] = np.linalg.norm(steps, axis=1) / scale
     return distances
-
-
-def istd(pictures: npt.NDArray[Any]) -> FloatArray:
-    """Standard deviation of the neighbour distances of each prompt, (P,) float64; ISTD is its mean."""
-    return deviation(neighbour_distances(pictures))
 
 
 def deviation(distances: FloatArray) -> FloatArray:
@@ -96,3 +139,26 @@ def bootstrap(values: FloatArray, seed: int, statistic: Callable[..., FloatArray
         parts.append(np.asarray(statistic(drawn, axis=1)))
     low, high = np.quantile(np.concatenate(parts), [0.025, 0.975])
     return Interval(float(statistic(values, axis=0)), float(low), float(high))
+
+
+def _pictures(images: Images) -> npt.NDArray[Any]:
+    """Checked, as an array; a tensor on the CPU isn't copied."""
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu()
+        images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
+    if not isinstance(images, np.ndarray):
+        raise TypeError(f"expected an array or a tensor of pictures, got {type(images).__name__}")
+    shape = images.shape
+    if images.ndim != 5 or not images.size or shape[1] < 2 or not {1, 3} & {shape[2], shape[4]}:
+        raise ValueError(f"expected pictures (P, F >= 2, H, W, 3) or (P, F >= 2, 3, H, W), got {shape}")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"expected uint8 or float pictures, got {images.dtype}")
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError("float pictures must lie in [0, 1]; divide by 255, or give uint8")
+    return images
+
+
+def _scale(pictures: npt.NDArray[Any]) -> float:
+    return 255.0 if pictures.dtype == np.uint8 else 1.0

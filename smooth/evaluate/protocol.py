@@ -39,6 +39,8 @@ class Protocol:
     """fingerprint of the latents, which names the reference pictures too"""
     reference_order: str = "key"
     """by what the ingested pictures are counted when the reference pictures are drawn"""
+    inception: str = ""
+    """SHA-256 of Inception-v3's weights, whose features then follow EfficientNet-Lite0's; empty without them"""
 
     @classmethod
     def of(cls, config: RunConfig) -> Protocol:
@@ -75,6 +77,11 @@ class Protocol:
     def fingerprint(self) -> str:
         """16 hex digits over everything in it: the base's measurement is kept under it and shared by evaluations."""
         return _digest(asdict(self))
+
+    @property
+    def networks(self) -> str:
+        """End of the names of files with features: those of other networks are other files."""
+        return f"-{self.inception[:16]}" if self.inception else ""
 
     @property
     def stamp(self) -> dict[str, str | int | float]:

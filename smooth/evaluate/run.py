@@ -7,7 +7,7 @@ import posixpath
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ import ray
 from ray.util import ActorPool
 
 from smooth import cluster, progress, store, tracking
-from smooth.config import RunConfig
-from smooth.evaluate import istd, report
+from smooth.config import STAGE_VERSIONS, RunConfig
+from smooth.evaluate import diversity, inception, istd, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.protocol import Protocol, reference_pictures
 from smooth.evaluate.worker import Block, Model, Painter, blocks
@@ -31,14 +31,16 @@ class Measurement:
 
     distances: npt.NDArray[np.float64]
     """(P, F - 1) between neighbouring frames"""
+    spreads: npt.NDArray[np.float64]
+    """(P,) squared distances of each prompt's frames from the mean ones"""
     features: npt.NDArray[np.float32]
-    """(N, 1280)"""
+    """(N, D) as the painters give them"""
     strips: npt.NDArray[np.uint8]
     """(S, F, H, W, 3) the first S interpolations"""
 
     def save(self, path: str) -> None:
         """Write as one ``.npz``, atomically."""
-        _save(path, distances=self.distances, features=self.features, strips=self.strips)
+        _save(path, **vars(self))
 
     @classmethod
     def load(cls, path: str) -> Measurement:
@@ -54,14 +56,16 @@ def run(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         store.ArtifactError: the training or what it was made from is not finished.
+        ConfigError: Inception-v3's weights are named and not there, or not what they should be.
     """
     folder = config.stage_dir("evaluate")
     if store.is_complete(folder):
         return store.read_manifest(folder)
     started = time.monotonic()
     training = store.read_manifest(config.stage_dir("train"))
-    protocol = Protocol.of(config)
-    base, smooth, reference = _measure(config, protocol)
+    weights = inception.find(config.evaluate.inception_weights)
+    protocol = replace(Protocol.of(config), inception=weights.sha256 if weights else "")
+    base, smooth, reference = _measure(config, protocol, weights)
     metrics = metrics_of(protocol, base, smooth, reference)
     store.write_json(store.join(folder, "metrics.json"), [metric.as_dict() for metric in metrics])
     report.draw_strips(store.join(folder, "strips.png"), protocol.prompts, base.strips, smooth.strips)
@@ -89,17 +93,19 @@ def run(config: RunConfig) -> dict[str, Any]:
     )
 
 
-def _measure(config: RunConfig, protocol: Protocol) -> tuple[Measurement, Measurement, npt.NDArray[np.float32]]:
+def _measure(
+    config: RunConfig, protocol: Protocol, weights: inception.Weights | None
+) -> tuple[Measurement, Measurement, npt.NDArray[np.float32]]:
     """Base, fine-tuned and the reference pictures' features; only what is not there yet is sampled."""
     folder = config.stage_dir("evaluate")
-    shared = store.join(posixpath.dirname(folder), f"base-{protocol.fingerprint}")
+    shared = store.join(posixpath.dirname(folder), f"base-{STAGE_VERSIONS['evaluate']}-{protocol.fingerprint}")
     paths: dict[Model, str] = {
         "base": store.join(shared, "base.npz"),
-        "smooth": store.join(folder, "smooth.npz"),
+        "smooth": store.join(folder, f"smooth{protocol.networks}.npz"),
     }
     reference_path = store.join(shared, "reference.npz")
     if not all(store.exists(path) for path in (*paths.values(), reference_path)):
-        with _painters(config, protocol) as pool:
+        with _painters(config, protocol, weights) as pool:
             if not store.exists(reference_path):
                 _save(reference_path, features=_reference_features(config, pool))
             todo: list[Model] = [model for model, path in paths.items() if not store.exists(path)]
@@ -109,7 +115,7 @@ def _measure(config: RunConfig, protocol: Protocol) -> tuple[Measurement, Measur
 
 
 @contextmanager
-def _painters(config: RunConfig, protocol: Protocol) -> Iterator[ActorPool]:
+def _painters(config: RunConfig, protocol: Protocol, weights: inception.Weights | None) -> Iterator[ActorPool]:
     """A pool of sampling actors that is gone afterwards; a dead one is restarted and its block sampled again."""
     cluster.connect()
     evaluate = config.evaluate
@@ -120,7 +126,8 @@ def _painters(config: RunConfig, protocol: Protocol) -> Iterator[ActorPool]:
         max_task_retries=ACTOR_RESTARTS,
     )
     shared = ray.put(protocol)
-    arguments = (config.model, config.stage_dir("train"), shared, evaluate.gpus_per_actor > 0)
+    cuda = evaluate.gpus_per_actor > 0
+    arguments = (config.model, config.stage_dir("train"), shared, cuda, ray.put(weights))
     actors = [actor.remote(*arguments) for _ in range(evaluate.actors)]
     try:
         yield ActorPool(actors)
@@ -143,7 +150,7 @@ def _measure_model(
 ) -> Measurement:
     """Sample what is missing of a model's blocks, then reduce them block by block."""
     size = config.evaluate.batch_size
-    cache = store.join(config.stage_dir("evaluate"), "blocks", f"{model}-{size}")
+    cache = store.join(config.stage_dir("evaluate"), "blocks", f"{model}-{size}{protocol.networks}")
     frames = blocks("frames", len(protocol.prompts) * protocol.frames, size)
     pictures = blocks("pictures", len(protocol.picture_prompts), size)
     missing = [block for block in (*frames, *pictures) if not store.exists(store.join(cache, block.name))]
@@ -154,27 +161,30 @@ def _measure_model(
         store.write_bytes(store.join(cache, block.name), _npy(result))
         done += block.stop - block.start
         progress.report("evaluate", done, models * each, "pictures", model=model)
-    distances, strips = _interpolations(cache, frames, protocol)
     features = np.concatenate([_read_block(cache, block) for block in pictures])
-    return Measurement(distances=distances, features=features, strips=strips)
+    return Measurement(features=features, **_interpolations(cache, frames, protocol))
 
 
-def _interpolations(
-    cache: str, frames: list[Block], protocol: Protocol
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """Distances (P, F - 1) and the first strips; one interpolation is in memory at a time, blocks may cut across."""
+def _interpolations(cache: str, cut: list[Block], protocol: Protocol) -> dict[str, npt.NDArray[Any]]:
+    """Distances, spreads and the first strips, one interpolation in memory at a time."""
     distances: list[npt.NDArray[np.float64]] = []
     strips: list[npt.NDArray[np.uint8]] = []
+    for strip in _each_strip(cache, cut, protocol.frames):
+        distances.append(istd.neighbour_distances(strip[None])[0])
+        if len(strips) < protocol.strips:
+            strips.append(strip)
+    spreads = diversity.spreads(lambda: (strip / 255.0 for strip in _each_strip(cache, cut, protocol.frames)))
+    return {"distances": np.stack(distances), "spreads": spreads, "strips": np.stack(strips)}
+
+
+def _each_strip(cache: str, cut: list[Block], frames: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Interpolations (F, H, W, 3) in order; blocks may cut across."""
     waiting: list[npt.NDArray[np.uint8]] = []
-    for block in frames:
+    for block in cut:
         waiting += list(_read_block(cache, block))
-        while len(waiting) >= protocol.frames:
-            strip = np.stack(waiting[: protocol.frames])
-            del waiting[: protocol.frames]
-            distances.append(istd.neighbour_distances(strip[None])[0])
-            if len(strips) < protocol.strips:
-                strips.append(strip)
-    return np.stack(distances), np.stack(strips)
+        while len(waiting) >= frames:
+            yield np.stack(waiting[:frames])
+            del waiting[:frames]
 
 
 def _read_block(cache: str, block: Block) -> npt.NDArray[Any]:

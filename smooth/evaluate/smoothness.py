@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import istd
+from smooth.evaluate import diversity, istd
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.protocol import Protocol
 
 ISTD = "ISTD"
 DISTANCE = "neighbour distance"
 COEFFICIENT = "variation coefficient"
+DIVERSITY = "sample diversity"
 
 
 def stamp(protocol: Protocol) -> dict[str, str | int | float]:
@@ -35,10 +36,23 @@ def istd_difference(protocol: Protocol, base: npt.NDArray[np.float64], smooth: n
     return per_prompt(protocol, ISTD, "smooth - base", istd.deviation(smooth) - istd.deviation(base))
 
 
-def smoothness(protocol: Protocol, model: str, distances: npt.NDArray[np.float64]) -> list[Metric]:
-    """All that is told of distances (P, F - 1)."""
+def diversity_of(protocol: Protocol, model: str, spreads: npt.NDArray[np.float64]) -> Metric:
+    """Sample diversity of spreads (P,); unavailable below three prompts."""
+    stamped = {**protocol.interpolation_stamp, **diversity.STAMP}
+    try:
+        found = diversity.diversity(spreads)
+    except ValueError as error:
+        return Metric(DIVERSITY, model, None, None, None, len(spreads), stamped, note=str(error))
+    return Metric(DIVERSITY, model, found.value, found.low, found.high, len(spreads), stamped)
+
+
+def smoothness(
+    protocol: Protocol, model: str, distances: npt.NDArray[np.float64], spreads: npt.NDArray[np.float64]
+) -> list[Metric]:
+    """All that is told of distances (P, F - 1) and spreads (P,) of a model's interpolations."""
     return [
         istd_of(protocol, model, distances),
         per_prompt(protocol, DISTANCE, model, distances.mean(axis=1)),
         per_prompt(protocol, COEFFICIENT, model, istd.variation_coefficient(distances)),
+        diversity_of(protocol, model, spreads),
     ]

@@ -1,4 +1,4 @@
-"""One sampling worker: the base pipeline with what was trained on a switch, and the feature network."""
+"""One sampling worker: the base pipeline with what was trained on a switch, and the feature networks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from smooth.config import ModelConfig
 from smooth.diffusion import sampler
 from smooth.evaluate import frames
 from smooth.evaluate.features import FeatureNetwork
+from smooth.evaluate.inception import InceptionNetwork, Weights
 from smooth.evaluate.protocol import Protocol
 from smooth.models import trained
 from smooth.models.pipeline import load_pipeline
@@ -43,14 +44,18 @@ def blocks(kind: Kind, total: int, size: int) -> list[Block]:
 class Painter:
     """Samples blocks for either model. Any number of painters gives the same pictures."""
 
-    def __init__(self, model: ModelConfig, trained_folder: str, protocol: Protocol, cuda: bool) -> None:
+    def __init__(
+        self, model: ModelConfig, trained_folder: str, protocol: Protocol, cuda: bool, inception: Weights | None = None
+    ) -> None:
         device = torch.device("cuda" if cuda else "cpu")
         self._protocol = protocol
         self._pipeline: Any = load_pipeline(model.base, revision=model.revision, device=device)
         self._switch = trained.attach(self._pipeline, trained_folder)
         self._pipeline.vae.to(memory_format=torch.channels_last)  # a tenth faster convolutions on CPU
         self._shape = sampler.latent_shape(self._pipeline, protocol.image_size)
-        self._features = FeatureNetwork(protocol.image_size, device)
+        self._networks: list[FeatureNetwork | InceptionNetwork] = [FeatureNetwork(protocol.image_size, device)]
+        if inception is not None:
+            self._networks.append(InceptionNetwork(inception, device))
 
     def paint(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3) uint8 of a block."""
@@ -70,10 +75,10 @@ class Painter:
         )
 
     def result(self, model: Model, block: Block) -> tuple[Block, npt.NDArray[np.uint8] | npt.NDArray[np.float32]]:
-        """What is kept of a block: frames as pictures, the other pictures as features (B, 1280) float32."""
+        """What is kept of a block: frames as pictures, the other pictures as features."""
         pictures = self.paint(model, block)
-        return block, pictures if block.kind == "frames" else self._features(pictures)
+        return block, pictures if block.kind == "frames" else self.features(pictures)
 
     def features(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Features (B, 1280) float32 of pictures (B, H, W, 3) uint8."""
-        return self._features(pictures)
+        """Features (B, D) float32 of pictures (B, H, W, 3) uint8, one network's beside the other's."""
+        return np.concatenate([network(pictures) for network in self._networks], axis=1)

@@ -54,6 +54,7 @@ def test_metrics_pictures_and_lineage_are_where_people_look(finished: tuple[RunC
     assert metrics["ISTD", "smooth - base"]["value"] == pytest.approx(smooth["value"] - base["value"])
     kid = metrics["KID (EfficientNet-Lite0) x1000", "smooth"]
     assert kid["low"] < kid["value"] < kid["high"]
+    assert "raise evaluate.prompts" in metrics["sample diversity", "smooth"]["note"]  # there are two
     assert "Inception" in metrics["FID (Inception-v3)", "base"]["note"]
     assert manifest["summary"]["ISTD base"] == pytest.approx(base["value"], abs=1e-4)
     for name in manifest["pictures"]:
@@ -84,6 +85,7 @@ def test_two_actors_make_the_same_pictures_and_share_the_base(
     two = np.load(base_folder(again) / "base.npz")
     assert np.array_equal(one["strips"], two["strips"])
     assert np.array_equal(one["distances"], two["distances"])
+    assert np.array_equal(one["spreads"], two["spreads"])
     np.testing.assert_allclose(one["features"], two["features"], rtol=1e-5)
 
     before = (base_folder(config) / "base.npz").stat().st_mtime_ns

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from smooth.evaluate.frechet import frechet_distance, kernel_distance, moments
+from smooth.evaluate.frechet import BiasWarning, frechet_distance, gaussian_distance, kernel_distance
+from smooth.evaluate.moments import Moments
 
 
 def spd(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -19,23 +22,53 @@ def test_frechet_of_commuting_gaussians_is_the_closed_form() -> None:
     a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 4.0, 1.0])
     m, n = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 0.0])
     expected = 5.0 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    assert frechet_distance(m, np.diag(a), n, np.diag(b)) == pytest.approx(expected, rel=1e-12)
+    assert gaussian_distance(m, np.diag(a), n, np.diag(b)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_frechet_agrees_with_scipys_matrix_root() -> None:
     rng = np.random.default_rng(0)
     a, b, m, n = spd(rng, 12), spd(rng, 12), rng.standard_normal(12), rng.standard_normal(12)
     expected = (m - n) @ (m - n) + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
-    assert frechet_distance(m, a, n, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(n, b, m, a) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(m, a, m, a) == pytest.approx(0, abs=1e-9)
+    assert gaussian_distance(m, a, n, b) == pytest.approx(expected, rel=1e-9)
+    assert gaussian_distance(n, b, m, a) == pytest.approx(expected, rel=1e-9)
+    assert gaussian_distance(m, a, m, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_frechet_survives_fewer_samples_than_dimensions() -> None:
-    features = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32)
-    assert frechet_distance(*moments(features), *moments(features)) == pytest.approx(0, abs=1e-6)
-    shifted = frechet_distance(*moments(features), *moments(features + np.float32(1)))
-    assert shifted == pytest.approx(50, rel=1e-5)
+def test_frechet_of_features_agrees_with_scipy() -> None:
+    """Correlated float32 features far from zero, as networks give them; moments and root by numpy's cov and scipy."""
+    rng = np.random.default_rng(4)
+    mixing = rng.standard_normal((48, 48))
+    x = (rng.standard_normal((200, 48)) @ mixing + 30).astype(np.float32)
+    y = (rng.standard_normal((300, 48)) @ mixing * 1.2 + 31).astype(np.float32)
+    a, b = (np.cov(features.astype(np.float64), rowvar=False) for features in (x, y))
+    shift = x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)
+    expected = shift @ shift + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
+    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_of_samples_nears_the_distance_of_their_gaussians() -> None:
+    rng = np.random.default_rng(6)
+    deviation, mean = np.array([1.0, 2.0, 0.5]), np.array([1.0, -1.0, 0.0])
+    x, y = rng.standard_normal((2, 40_000, 3))
+    expected = mean @ mean + ((deviation - 1) ** 2).sum()
+    assert frechet_distance(Moments.of(x), Moments.of(y * deviation + mean)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("n", [20, 50])
+def test_fewer_samples_than_dimensions_survive_and_are_warned_of(n: int) -> None:
+    features = np.random.default_rng(0).standard_normal((n, 50)).astype(np.float32)
+    fit, other = Moments.of(features), Moments.of(features + np.float32(1))
+    with pytest.warns(BiasWarning, match=rf"covariance of {n} pictures is singular in 50 dimensions; compare KID"):
+        assert frechet_distance(fit, fit) == pytest.approx(0, abs=1e-6)
+    with pytest.warns(BiasWarning, match="KID"):
+        assert frechet_distance(fit, other) == pytest.approx(50, rel=1e-5)
+
+
+def test_enough_samples_are_not_warned_of() -> None:
+    features = np.random.default_rng(0).standard_normal((51, 50))
+    fit = Moments.of(features)
+    assert np.linalg.matrix_rank(fit.covariance) == 50
+    assert frechet_distance(fit, fit) == pytest.approx(0, abs=1e-9)  # a warning would be an error here
 
 
 def brute_force_mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -69,7 +102,7 @@ def test_both_distances_agree_with_torch_fidelity() -> None:
     assert kernel_distance(x, y).value == pytest.approx(float(kernel_mmd(x, y)), rel=1e-9)
     theirs = fid_statistics_to_metric(*(fid_features_to_statistics(torch.tensor(f)) for f in (x, y)), False)
     (fid,) = theirs.values()
-    assert frechet_distance(*moments(x), *moments(y)) == pytest.approx(float(fid), rel=1e-6)
+    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(float(fid), rel=1e-6)
 
 
 def test_kernel_interval_covers_zero_for_equal_distributions() -> None:
@@ -80,6 +113,27 @@ def test_kernel_interval_covers_zero_for_equal_distributions() -> None:
     assert abs(values.mean()) < 3 * values.std() / np.sqrt(200)
     held = np.mean([distance.interval[0] <= 0 <= distance.interval[1] for distance in found])
     assert 0.9 <= held <= 1.0
+
+
+def test_kernel_distance_of_all_splits_of_a_set_averages_to_zero() -> None:
+    """Unbiased, exactly: over the 252 halves of ten vectors each pair is met within and across equally often."""
+    x = np.random.default_rng(7).standard_normal((10, 6)) + 1
+    values = [kernel_distance(x[list(half)], np.delete(x, half, axis=0)).value for half in combinations(range(10), 5)]
+    assert np.mean(values) == pytest.approx(0, abs=1e-12 * np.std(values))
+
+
+def test_kernel_distance_of_200_random_splits_averages_to_zero_within_its_error() -> None:
+    """At 95 %; with the diagonal, which the biased estimator keeps, it would be twenty standard errors away."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((120, 20)) @ rng.standard_normal((20, 20)) + 2
+    values, diagonals = [], []
+    for _ in range(200):
+        halves = np.split(x[rng.permutation(len(x))], 2)
+        values.append(kernel_distance(*halves).value)
+        diagonals.append(sum(((half**2).mean(axis=1) + 1).mean() ** 3 / len(half) for half in halves))
+    error = np.std(values, ddof=1) / np.sqrt(200)
+    assert abs(np.mean(values)) < 1.96 * error
+    assert np.mean(diagonals) > 20 * error
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (10,)])

@@ -1,0 +1,127 @@
+"""From measurements to metrics: what is told of each model, under which names and stamps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from smooth.evaluate import inception
+from smooth.evaluate.compare import metric_key, metrics_of, summary_of
+from smooth.evaluate.frechet import frechet_distance
+from smooth.evaluate.manifold import manifold
+from smooth.evaluate.metric import Metric, StampError
+from smooth.evaluate.moments import Moments
+from smooth.evaluate.protocol import Protocol
+
+PROTOCOL = Protocol(
+    prompts=("red heart", "a cat", "a hat", "a dog"),
+    picture_prompts=("a dog",) * 20,
+    frames=4,
+    strips=1,
+    seed=7,
+    image_size=64,
+    steps=2,
+    guidance=3.0,
+    base="tiny",
+    data="none",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of four prompts and twenty pictures, from random numbers."""
+
+    distances: np.ndarray
+    spreads: np.ndarray
+    features: np.ndarray
+
+
+def found(seed: int) -> Found:
+    rng = np.random.default_rng(seed)
+    return Found(rng.uniform(1, 2, (4, 3)), rng.uniform(3, 4, 4), rng.standard_normal((20, 8)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict[tuple[str, str], Metric]:
+    reference = np.random.default_rng(2).standard_normal((20, 8)).astype(np.float32)
+    return {(metric.name, metric.model): metric for metric in metrics_of(PROTOCOL, found(0), found(1), reference)}
+
+
+def test_diversity_stands_beside_istd(metrics: dict[tuple[str, str], Metric]) -> None:
+    metric = metrics["sample diversity", "smooth"]
+    spread = found(1).spreads
+    assert metric.value == pytest.approx(np.sqrt(2 * spread.sum() / 3))
+    assert metric.low is not None
+    assert metric.high is not None
+    assert metric.low < metric.value < metric.high
+    assert metric_key(metric) == "evaluate/sample_diversity_smooth"
+    assert metric.stamp["diversity"] == "RMS of L2 over pairs of prompts at the same frame"
+    summary = summary_of(list(metrics.values()), found(0).distances, found(1).distances, 7)
+    assert summary["sample diversity smooth"] == round(metric.value, 4)
+
+
+def test_each_value_has_its_own_key_and_compares_with_the_base(metrics: dict[tuple[str, str], Metric]) -> None:
+    valued = [metric for metric in metrics.values() if metric.value is not None]
+    assert len({metric_key(metric) for metric in valued}) == len(valued)
+    for metric in valued:
+        if metric.model == "smooth":
+            metric.compare(metrics[metric.name, "base"])
+            with pytest.raises(StampError, match="steps"):
+                metric.compare(replace(metric, stamp={**metric.stamp, "steps": 50}))
+
+
+def test_precision_and_its_kin_carry_their_k_and_interval(metrics: dict[tuple[str, str], Metric]) -> None:
+    reference = np.random.default_rng(2).standard_normal((20, 8)).astype(np.float32)
+    parts = manifold(found(1).features, reference)
+    for name, k in {"precision": 3, "recall": 3, "density": 5, "coverage": 5}.items():
+        metric = metrics[f"{name} (EfficientNet-Lite0)", "smooth"]
+        assert metric.value == pytest.approx(getattr(parts, name).mean())
+        assert metric.low is not None
+        assert metric.high is not None
+        assert metric.low <= metric.value <= metric.high
+        assert (metric.stamp["k"], metric.stamp["features"], metric.n) == (k, "EfficientNet-Lite0", 20)
+        assert metric_key(metric) == f"evaluate/{name}_efficientnet_lite0_smooth"
+
+
+def test_keys_of_mlflow_stay(metrics: dict[tuple[str, str], Metric]) -> None:
+    keys = {metric_key(metric) for metric in metrics.values()}
+    assert keys >= {
+        "evaluate/istd_base",
+        "evaluate/istd_difference",
+        "evaluate/neighbour_distance_smooth",
+        "evaluate/variation_coefficient_smooth",
+        "evaluate/kid_efficientnet_lite0_x1000_smooth",
+        "evaluate/frechet_efficientnet_lite0_base",
+    }
+
+
+def test_inceptions_features_follow_and_give_fid(metrics: dict[tuple[str, str], Metric]) -> None:
+    assert "give its path as evaluate.inception_weights" in metrics[inception.FID, "smooth"].text()
+    rng = np.random.default_rng(5)
+    wide = [rng.standard_normal((20, 1280 + 6)).astype(np.float32) for _ in range(3)]
+    base, smooth = (replace(found(seed), features=wide[seed]) for seed in (0, 1))
+    for digest, name in ((inception.SHA256, inception.FID), ("ab" * 32, "Fréchet distance (Inception-v3 abababab)")):
+        both = metrics_of(replace(PROTOCOL, inception=digest), base, smooth, wide[2])
+        (metric,) = [metric for metric in both if (metric.name, metric.model) == (name, "smooth")]
+        expected = frechet_distance(Moments.of(wide[1][:, 1280:]), Moments.of(wide[2][:, 1280:]))
+        assert metric.value == pytest.approx(expected)
+        assert metric.stamp["weights"] == digest
+        assert len({metric_key(metric) for metric in both}) == len(both)
+    assert metric_key(metric) == "evaluate/frechet_inception_v3_abababab_smooth"
+
+
+def test_five_pictures_leave_precision_unavailable() -> None:
+    few = replace(found(0), features=found(0).features[:5])
+    metrics = {metric.name: metric for metric in metrics_of(PROTOCOL, few, few, found(3).features)}
+    assert metrics["precision (EfficientNet-Lite0)"].value is None
+    assert "more than 5 pictures, has 5; raise evaluate.pictures" in metrics["coverage (EfficientNet-Lite0)"].text()
+
+
+def test_two_prompts_leave_the_diversity_unavailable() -> None:
+    few = replace(found(0), distances=found(0).distances[:2], spreads=found(0).spreads[:2])
+    reference = found(3).features
+    metrics = metrics_of(replace(PROTOCOL, prompts=PROTOCOL.prompts[:2]), few, few, reference)
+    (metric,) = [metric for metric in metrics if (metric.name, metric.model) == ("sample diversity", "base")]
+    assert metric.text() == "unavailable: 2 prompts tell no interval of the diversity; raise evaluate.prompts to 3"
