@@ -11,7 +11,7 @@ neighbour distance and the diversity of the samples, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +65,12 @@ def istd(images: Images, seed: int = 0) -> Smoothness:
     if pictures.shape[1] < 3:
         raise ValueError(f"{pictures.shape[1]} frames have one distance, which deviates from nothing; give 3 or more")
     distances = neighbour_distances(pictures)
-    scale = _scale(pictures)
     return Smoothness(
         distances=distances,
         istd=bootstrap(deviation(distances), seed),
         variation_coefficient=bootstrap(variation_coefficient(distances), seed),
         neighbour_distance=bootstrap(distances.mean(axis=1), seed),
-        diversity=diversity(spreads(lambda: (strip / scale for strip in pictures))) if len(pictures) > 2 else None,
+        diversity=diversity(spreads(lambda: unit_pictures(pictures))) if len(pictures) > 2 else None,
     )
 
 
@@ -139,6 +138,12 @@ def bootstrap(values: FloatArray, seed: int, statistic: Callable[..., FloatArray
         parts.append(np.asarray(statistic(drawn, axis=1)))
     low, high = np.quantile(np.concatenate(parts), [0.025, 0.975])
     return Interval(float(statistic(values, axis=0)), float(low), float(high))
+
+
+def unit_pictures(images: Images) -> Iterator[npt.NDArray[np.floating]]:
+    """The frames of one prompt after the other, checked as in :func:`istd`, with pixels in [0, 1]."""
+    pictures = _pictures(images)
+    return (strip / _scale(pictures) for strip in pictures)
 
 
 def _pictures(images: Images) -> npt.NDArray[Any]:
