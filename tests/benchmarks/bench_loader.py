@@ -98,7 +98,7 @@ def _train(rank: int, config: RunConfig, folder: str, port: int, root: str) -> N
 
 def train(folder: str, preset: str, workers: int, rounds: int, steps: int) -> tuple[float, float, list[float]]:
     """Samples/s of a training (median of its steps), its share of time without data, and the loader's rates."""
-    from torch import multiprocessing
+    from torch.multiprocessing.spawn import start_processes
 
     overrides = [f"train.workers={workers}", f"train.steps={rounds * steps}", f"train.checkpoint_every={steps}"]
     config = RunConfig.load(preset, [*overrides, "train.validate_every=1000000", "train.max_failures=0"])
@@ -106,7 +106,7 @@ def train(folder: str, preset: str, workers: int, rounds: int, steps: int) -> tu
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        multiprocessing.start_processes(_train, (config, folder, port, root), nprocs=workers, start_method="spawn")
+        start_processes(_train, (config, folder, port, root), nprocs=workers, start_method="spawn")
         measured = json.loads(Path(root, "measured.json").read_text())
     speeds = [step["samples_per_second"] for step in measured["steps"]]
     seconds = sum(config.train.global_batch_size / speed for speed in speeds)
@@ -126,8 +126,8 @@ def main() -> None:
         folder = str(Path(root, "latents"))
         write_latents(folder, rows=PARTS * PART_ROWS, files=PARTS, **shapes_of(config.model.base))
         repeat_parts(folder, TIMES)
-        memory = index_memory(folder)
-        starts = {place: [] for place in (0.0, 0.99)}
+        memory = index_memory(folder, batch)
+        starts: dict[float, list[float]] = {place: [] for place in (0.0, 0.99)}
         for _ in range(args.rounds):
             for place, seconds in starts.items():
                 seconds.append(start(folder, place, batch))

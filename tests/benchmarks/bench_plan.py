@@ -79,7 +79,7 @@ def planned(case: Case) -> float:
     """MiB of the plan."""
     with torch.device("meta"):
         described = Architecture(dict(case.network().config), named("sd15").vae, named("sd15").text_encoders)
-    memory = footprint(described, case.config, 8 * case.size).memory
+    memory = footprint(described, case.config, (8 * case.size, 8 * case.size)).memory
     return (memory.total - memory.other_models) / 2**20
 
 
