@@ -39,7 +39,8 @@ def reason_against() -> str | None:
     return f"no network namespaces here: {made.stderr.strip()}" if made.returncode else None
 
 
-needed = pytest.mark.skipif(reason_against() is not None, reason=str(reason_against()))
+_against = reason_against()
+needed = pytest.mark.skipif(_against is not None, reason=_against or "")
 
 
 class Hosts:

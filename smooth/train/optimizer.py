@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ BLOCK: Final = 256  # numbers that share a float32 scale in 8-bit moments
 LEAST_8BIT: Final = 4096  # smaller weights keep float32 moments: bitsandbytes' own bound
 
 
-class Averaging(torch.optim.Optimizer):
+class Averaging(torch.optim.Optimizer, ABC):
     """An optimizer that keeps an exponential moving average of the weights as one more of its states.
 
     So the average is sharded, offloaded and kept in float32 exactly as the moments are, whoever shards them. Its decay
@@ -27,21 +28,21 @@ class Averaging(torch.optim.Optimizer):
 
     decay: float | None
 
+    @abstractmethod
     def moments(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Names of the states of a weight of ``shape`` besides the average, and their shapes."""
-        raise NotImplementedError
 
     def shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Names and shapes of all states of a weight of ``shape`` that a checkpoint holds."""
         return self.moments(shape) | ({} if self.decay is None else {AVERAGE: shape})
 
+    @abstractmethod
     def start(self, weights: Iterable[Tensor]) -> None:
         """Make the states that the first update would make, so that a checkpoint's can be put in their place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self, weight: Tensor, updates: int) -> None:
         """Take so many updates of a started weight for done."""
-        raise NotImplementedError
 
     def _start_average(self, weight: Tensor) -> None:
         if self.decay is not None:

@@ -15,9 +15,10 @@ import socket
 import statistics
 import tempfile
 import time
+import timeit
 import tracemalloc
 from collections.abc import Mapping
-from contextlib import closing, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,18 @@ def index_memory(folder: str, batch: int) -> float:
 
 
 def start(folder: str, place: float, batch: int) -> float:
-    """Seconds from nothing to the first global batch, which lies at ``place`` of the epoch."""
-    started = time.perf_counter()
-    with closing(LatentsDataset(folder)) as dataset:
+    """Seconds from nothing to the first global batch, which lies at ``place`` of the epoch.
+
+    By timeit, which holds garbage collection: that of a process full of libraries takes as long as a start, now and
+    then.
+    """
+
+    def begin() -> None:
+        dataset = stack.enter_context(closing(LatentsDataset(folder)))
         loader(dataset, batch).micro_batches(int(place * len(dataset)), batch, 0, 1)
-        return time.perf_counter() - started
+
+    with ExitStack() as stack:  # which waits for what is read ahead, out of the time
+        return timeit.timeit(begin, number=1)
 
 
 def throughput(folder: str, batch: int) -> float:
@@ -98,7 +106,7 @@ def _train(rank: int, config: RunConfig, folder: str, port: int, root: str) -> N
 
 def train(folder: str, preset: str, workers: int, rounds: int, steps: int) -> tuple[float, float, list[float]]:
     """Samples/s of a training (median of its steps), its share of time without data, and the loader's rates."""
-    from torch import multiprocessing
+    from torch.multiprocessing.spawn import start_processes
 
     overrides = [f"train.workers={workers}", f"train.steps={rounds * steps}", f"train.checkpoint_every={steps}"]
     config = RunConfig.load(preset, [*overrides, "train.validate_every=1000000", "train.max_failures=0"])
@@ -106,7 +114,7 @@ def train(folder: str, preset: str, workers: int, rounds: int, steps: int) -> tu
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        multiprocessing.start_processes(_train, (config, folder, port, root), nprocs=workers, start_method="spawn")
+        start_processes(_train, (config, folder, port, root), nprocs=workers, start_method="spawn")
         measured = json.loads(Path(root, "measured.json").read_text())
     speeds = [step["samples_per_second"] for step in measured["steps"]]
     seconds = sum(config.train.global_batch_size / speed for speed in speeds)
@@ -126,9 +134,9 @@ def main() -> None:
         folder = str(Path(root, "latents"))
         write_latents(folder, rows=PARTS * PART_ROWS, files=PARTS, **shapes_of(config.model.base))
         repeat_parts(folder, TIMES)
-        memory = index_memory(folder)
-        starts = {place: [] for place in (0.0, 0.99)}
-        for _ in range(args.rounds):
+        memory = index_memory(folder, batch)
+        starts: dict[float, list[float]] = {place: [] for place in (0.0, 0.99)}
+        for _ in range(5 * args.rounds):
             for place, seconds in starts.items():
                 seconds.append(start(folder, place, batch))
         speed, _, rates = train(folder, args.preset, 1, args.rounds, args.steps)

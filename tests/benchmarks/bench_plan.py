@@ -2,7 +2,7 @@
 
 ``python -m tests.benchmarks.bench_plan``. Each case trains a step of two micro-steps with the project's own engine
 and step, in a process of its own; measured is the peak of its resident memory above what it was before the UNet.
-The planner sees the same config, with the memory that only a whole training has (the autoencoder) left out.
+The planner sees the same config, with what only a whole training has left out: the autoencoder, validation pictures.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import argparse
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, multiprocessing
 from torch import distributed as dist
-from torch import multiprocessing
 
 from smooth.config import TrainConfig
 from smooth.data.loader import Batch
 from smooth.diffusion.variation import StepwiseVariation
 from smooth.plan.architecture import Architecture, named
-from smooth.plan.memory import footprint
+from smooth.plan.memory import account
+from smooth.plan.trace import trace
 from smooth.train.engine import start_engine
 from smooth.train.step import TrainingStep
 from tests.benchmarks.bench_variation import ARCHS, Memory
@@ -76,11 +77,13 @@ class Case:
 
 
 def planned(case: Case) -> float:
-    """MiB of the plan."""
+    """MiB of the plan without the validation pictures: with checkpointing they take most, and none are drawn here."""
     with torch.device("meta"):
         described = Architecture(dict(case.network().config), named("sd15").vae, named("sd15").text_encoders)
-    memory = footprint(described, case.config, 8 * case.size).memory
-    return (memory.total - memory.other_models) / 2**20
+    side = 8 * case.size
+    counted = trace(described, case.config, (side, side), 1.0)  # of one worker, who keeps all gradients
+    batch = sum(value.nbytes for value in vars(case.batch()).values() if isinstance(value, Tensor))
+    return account(replace(counted, validation=0), case.config, other_models=0, batch=batch).total / 2**20
 
 
 def serve(connection: Connection, case: Case) -> None:

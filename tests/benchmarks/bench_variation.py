@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -55,8 +55,10 @@ class Arch:
     @classmethod
     def of(cls, known: Architecture, part: int, groups: int) -> Arch:
         """The widths of a known architecture, divided."""
-        widths = [tuple(width // part for width in config["block_out_channels"]) for config in (known.unet, known.vae)]
-        return cls(*widths, known.text_shape[1] // part, groups)
+        unet, vae = (
+            tuple(width // part for width in config["block_out_channels"]) for config in (known.unet, known.vae)
+        )
+        return cls(unet, vae, known.text_shape[1] // part, groups)
 
 
 SD15 = architecture.named("sd15")
@@ -95,7 +97,7 @@ class Arm:
         self.variation.update(0.1)
         self.dtype, self.schedule = dtype, schedule().to(device)
         self.unet = _cast(adapted(unet(arch.unet, text_width=arch.text, groups=arch.groups)), spec)
-        self.network: nn.Module = torch.compile(self.unet) if spec.compile and not self.encodes else self.unet
+        self.network: Callable[..., Any] = torch.compile(self.unet) if spec.compile and not self.encodes else self.unet
         trainable = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-6)
         if self.encodes:
