@@ -283,6 +283,9 @@ class EvaluateConfig(Section):
 
     prompts_file: str | None = Field(None, description="one prompt a line; None draws captions of the data set")
     prompts: int = Field(500, ge=1, description="prompts of ISTD, two noises each")
+    until_ci: float | None = Field(
+        None, gt=0, lt=1, description="stop when half of ISTD's 95 % interval is within this share of it, both models"
+    )
     frames: int = Field(11, ge=3, description="pictures from noise to noise")
     pictures: int = Field(1000, ge=2, description="pictures of the Fréchet and kernel distances")
     inception_weights: str | None = Field(None, description="torch-fidelity's file, for FID; None: torch's hub cache")

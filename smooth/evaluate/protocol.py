@@ -41,6 +41,8 @@ class Protocol:
     """by what the ingested pictures are counted when the reference pictures are drawn"""
     inception: str = ""
     """SHA-256 of Inception-v3's weights, whose features then follow EfficientNet-Lite0's; empty without them"""
+    until_ci: float | None = None
+    """the width that ended the interpolations early, which makes their intervals a little too narrow; None: all"""
 
     @classmethod
     def of(cls, config: RunConfig) -> Protocol:
@@ -73,6 +75,12 @@ class Protocol:
         """The same on the first ``prompts`` (at most those that there are), with their noises; no single pictures."""
         return replace(self, prompts=self.prompts[:prompts], picture_prompts=())
 
+    def stopped(self, prompts: int, until_ci: float | None) -> Protocol:
+        """What was sampled when it ended after ``prompts``, by ``until_ci`` where that is fewer than all."""
+        if prompts == len(self.prompts):
+            return self
+        return replace(self, prompts=self.prompts[:prompts], strips=min(self.strips, prompts), until_ci=until_ci)
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits over everything in it: the base's measurement is kept under it and shared by evaluations."""
@@ -98,7 +106,9 @@ class Protocol:
     @property
     def interpolation_stamp(self) -> dict[str, str | int | float]:
         """The part of values measured on interpolations."""
-        return {**self.stamp, "prompts": _digest(self.prompts), "frames": self.frames, "interpolation": "slerp"}
+        stopped: dict[str, str | int | float] = {} if self.until_ci is None else {"until_ci": self.until_ci}
+        prompts = _digest(self.prompts)
+        return {**self.stamp, "prompts": prompts, "frames": self.frames, "interpolation": "slerp", **stopped}
 
     @property
     def picture_stamp(self) -> dict[str, str | int | float]:

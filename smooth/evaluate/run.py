@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import posixpath
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,44 +14,22 @@ import numpy.typing as npt
 import ray
 from ray.util import ActorPool
 
-from smooth import cluster, progress, store, tracking
+from smooth import cluster, store, tracking
 from smooth.config import STAGE_VERSIONS, RunConfig
-from smooth.evaluate import diversity, inception, istd, report
+from smooth.evaluate import inception, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.protocol import Protocol, reference_pictures
-from smooth.evaluate.worker import Block, Model, Painter, blocks
+from smooth.evaluate.sampling import Measurement, Sampling
+from smooth.evaluate.worker import Model, Painter, Subject
 
 ACTOR_RESTARTS = 2
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured of one model."""
-
-    distances: npt.NDArray[np.float64]
-    """(P, F - 1) between neighbouring frames"""
-    spreads: npt.NDArray[np.float64]
-    """(P,) squared distances of each prompt's frames from the mean ones"""
-    features: npt.NDArray[np.float32]
-    """(N, D) as the painters give them"""
-    strips: npt.NDArray[np.uint8]
-    """(S, F, H, W, 3) the first S interpolations"""
-
-    def save(self, path: str) -> None:
-        """Write as one ``.npz``, atomically."""
-        _save(path, **vars(self))
-
-    @classmethod
-    def load(cls, path: str) -> Measurement:
-        """Read what :meth:`save` wrote."""
-        return cls(**_load(path))
 
 
 def run(config: RunConfig) -> dict[str, Any]:
     """Measure both models, draw the strips and curves, log all of it to the model's MLflow run.
 
-    Finished blocks of pictures are kept on the way, so a retry continues; the base's measurement is shared by
-    all evaluations under the same protocol.
+    Finished blocks of pictures are kept on the way, so a retry continues; the base's are shared by all evaluations
+    under the same protocol.
 
     Raises:
         store.ArtifactError: the training or what it was made from is not finished.
@@ -65,7 +42,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     training = store.read_manifest(config.stage_dir("train"))
     weights = inception.find(config.evaluate.inception_weights)
     protocol = replace(Protocol.of(config), inception=weights.sha256 if weights else "")
-    base, smooth, reference = _measure(config, protocol, weights)
+    protocol, base, smooth, reference = _measure(config, protocol, weights)
     metrics = metrics_of(protocol, base, smooth, reference)
     store.write_json(store.join(folder, "metrics.json"), [metric.as_dict() for metric in metrics])
     report.draw_strips(store.join(folder, "strips.png"), protocol.prompts, base.strips, smooth.strips)
@@ -95,45 +72,70 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 def _measure(
     config: RunConfig, protocol: Protocol, weights: inception.Weights | None
-) -> tuple[Measurement, Measurement, npt.NDArray[np.float32]]:
-    """Base, fine-tuned and the reference pictures' features; only what is not there yet is sampled."""
-    folder = config.stage_dir("evaluate")
+) -> tuple[Protocol, Measurement, Measurement, npt.NDArray[np.float32]]:
+    """Base, fine-tuned, the reference pictures' features, and the protocol with the prompts that it took.
+
+    Only what is not there yet is sampled.
+    """
+    folder, evaluate = config.stage_dir("evaluate"), config.evaluate
     shared = store.join(posixpath.dirname(folder), f"base-{STAGE_VERSIONS['evaluate']}-{protocol.fingerprint}")
-    paths: dict[Model, str] = {
-        "base": store.join(shared, "base.npz"),
-        "smooth": store.join(folder, f"smooth{protocol.networks}.npz"),
+    name = f"{evaluate.batch_size}{protocol.networks}"
+    folders: dict[Model, str] = {
+        "base": store.join(shared, f"blocks-{name}"),
+        "smooth": store.join(folder, f"blocks-{name}"),
     }
     reference_path = store.join(shared, "reference.npz")
-    if not all(store.exists(path) for path in (*paths.values(), reference_path)):
-        with _painters(config, protocol, weights) as pool:
-            if not store.exists(reference_path):
-                _save(reference_path, features=_reference_features(config, pool))
-            todo: list[Model] = [model for model, path in paths.items() if not store.exists(path)]
-            for number, model in enumerate(todo):
-                _measure_model(config, protocol, pool, model, number, len(todo)).save(paths[model])
-    return Measurement.load(paths["base"]), Measurement.load(paths["smooth"]), _load(reference_path)["features"]
-
-
-@contextmanager
-def _painters(config: RunConfig, protocol: Protocol, weights: inception.Weights | None) -> Iterator[ActorPool]:
-    """A pool of sampling actors that is gone afterwards; a dead one is restarted and its block sampled again."""
-    cluster.connect()
-    evaluate = config.evaluate
-    actor: Any = ray.remote(Painter).options(
-        num_cpus=1,
-        num_gpus=evaluate.gpus_per_actor,
-        max_restarts=ACTOR_RESTARTS,
-        max_task_retries=ACTOR_RESTARTS,
+    sampling = Sampling(protocol, folders, evaluate.batch_size)
+    with Studio(config, protocol, weights) as studio:
+        if not store.exists(reference_path):
+            _save(reference_path, features=_reference_features(config, studio.pool()))
+        prompts = sampling.run(studio.pool, evaluate.until_ci)
+    reference = _load(reference_path)["features"]
+    return (
+        protocol.stopped(prompts, evaluate.until_ci),
+        sampling.measurement("base", prompts),
+        sampling.measurement("smooth", prompts),
+        reference,
     )
-    shared = ray.put(protocol)
-    cuda = evaluate.gpus_per_actor > 0
-    arguments = (config.model, config.stage_dir("train"), shared, cuda, ray.put(weights))
-    actors = [actor.remote(*arguments) for _ in range(evaluate.actors)]
-    try:
-        yield ActorPool(actors)
-    finally:
-        for handle in actors:
-            ray.kill(handle)
+
+
+class Studio(AbstractContextManager["Studio"]):
+    """Sampling actors, from the moment that there is something to sample; gone afterwards.
+
+    A dead one is restarted and its block sampled again.
+    """
+
+    def __init__(self, config: RunConfig, protocol: Protocol, weights: inception.Weights | None) -> None:
+        self._config = config
+        self._protocol = protocol
+        self._weights = weights
+        self._actors: list[Any] = []
+        self._arguments: tuple[Any, ...] = ()  # held while there are actors: one that is restarted takes them again
+
+    def pool(self) -> ActorPool:
+        """All actors, free."""
+        if not self._actors:
+            self._actors = self._start()
+        return ActorPool(self._actors)
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _start(self) -> list[Any]:
+        cluster.connect()
+        evaluate, model = self._config.evaluate, self._config.model
+        actor: Any = ray.remote(Painter).options(
+            num_cpus=1,
+            num_gpus=evaluate.gpus_per_actor,
+            max_restarts=ACTOR_RESTARTS,
+            max_task_retries=ACTOR_RESTARTS,
+        )
+        base = Subject(model.base, model.revision)
+        subjects = {"base": base, "smooth": replace(base, trained=self._config.stage_dir("train"))}
+        cuda = evaluate.gpus_per_actor > 0
+        self._arguments = (subjects, ray.put(self._protocol), cuda, ray.put(self._weights))
+        return [actor.remote(*self._arguments) for _ in range(evaluate.actors)]
 
 
 def _reference_features(config: RunConfig, pool: ActorPool) -> npt.NDArray[np.float32]:
@@ -143,59 +145,6 @@ def _reference_features(config: RunConfig, pool: ActorPool) -> npt.NDArray[np.fl
         config.stage_dir("ingest"), evaluate.pictures, config.latents.image_size, config.seed, evaluate.batch_size
     )
     return np.concatenate(list(pool.map(lambda actor, batch: actor.features.remote(batch), list(batches))))
-
-
-def _measure_model(
-    config: RunConfig, protocol: Protocol, pool: ActorPool, model: Model, number: int, models: int
-) -> Measurement:
-    """Sample what is missing of a model's blocks, then reduce them block by block."""
-    size = config.evaluate.batch_size
-    cache = store.join(config.stage_dir("evaluate"), "blocks", f"{model}-{size}{protocol.networks}")
-    frames = blocks("frames", len(protocol.prompts) * protocol.frames, size)
-    pictures = blocks("pictures", len(protocol.picture_prompts), size)
-    missing = [block for block in (*frames, *pictures) if not store.exists(store.join(cache, block.name))]
-    each = frames[-1].stop + pictures[-1].stop
-    done = number * each + each - sum(block.stop - block.start for block in missing)
-    tasks = pool.map_unordered(lambda actor, block: actor.result.remote(model, block), missing)
-    for block, result in tasks:
-        store.write_bytes(store.join(cache, block.name), _npy(result))
-        done += block.stop - block.start
-        progress.report("evaluate", done, models * each, "pictures", model=model)
-    features = np.concatenate([_read_block(cache, block) for block in pictures])
-    return Measurement(features=features, **_interpolations(cache, frames, protocol))
-
-
-def _interpolations(cache: str, cut: list[Block], protocol: Protocol) -> dict[str, npt.NDArray[Any]]:
-    """Distances, spreads and the first strips, one interpolation in memory at a time."""
-    distances: list[npt.NDArray[np.float64]] = []
-    strips: list[npt.NDArray[np.uint8]] = []
-    for strip in _each_strip(cache, cut, protocol.frames):
-        distances.append(istd.neighbour_distances(strip[None])[0])
-        if len(strips) < protocol.strips:
-            strips.append(strip)
-    spreads = diversity.spreads(lambda: (strip / 255.0 for strip in _each_strip(cache, cut, protocol.frames)))
-    return {"distances": np.stack(distances), "spreads": spreads, "strips": np.stack(strips)}
-
-
-def _each_strip(cache: str, cut: list[Block], frames: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Interpolations (F, H, W, 3) in order; blocks may cut across."""
-    waiting: list[npt.NDArray[np.uint8]] = []
-    for block in cut:
-        waiting += list(_read_block(cache, block))
-        while len(waiting) >= frames:
-            yield np.stack(waiting[:frames])
-            del waiting[:frames]
-
-
-def _read_block(cache: str, block: Block) -> npt.NDArray[Any]:
-    loaded: npt.NDArray[Any] = np.load(io.BytesIO(store.read_bytes(store.join(cache, block.name))), allow_pickle=False)
-    return loaded
-
-
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _save(path: str, **arrays: npt.NDArray[Any]) -> None:

@@ -1,22 +1,23 @@
-"""One sampling worker: the base pipeline with what was trained on a switch, and the feature networks."""
+"""One sampling worker: the pipelines of both models, and the feature networks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from smooth.config import ModelConfig
 from smooth.diffusion import sampler
 from smooth.evaluate import frames
 from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.inception import InceptionNetwork, Weights
 from smooth.evaluate.protocol import Protocol
 from smooth.models import trained
-from smooth.models.pipeline import load_pipeline
+from smooth.models.pipeline import ModelError, load_pipeline
 
 Model = Literal["base", "smooth"]
 Kind = Literal["frames", "pictures"]
@@ -41,44 +42,93 @@ def blocks(kind: Kind, total: int, size: int) -> list[Block]:
     return [Block(kind, start, min(start + size, total)) for start in range(0, total, size)]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured."""
+
+    base: str
+    """pipeline, as :func:`load_pipeline` takes it"""
+    revision: str | None = None
+    trained: str | None = None
+    """folder of what was trained beside it, a LoRA or a whole UNet"""
+
+
 class Painter:
     """Samples blocks for either model. Any number of painters gives the same pictures."""
 
     def __init__(
-        self, model: ModelConfig, trained_folder: str, protocol: Protocol, cuda: bool, inception: Weights | None = None
+        self, subjects: dict[Model, Subject], protocol: Protocol, cuda: bool, inception: Weights | None = None
     ) -> None:
+        """Load all of it.
+
+        Raises:
+            ModelError: a model can't be loaded, or the two take noises of different shapes.
+        """
         device = torch.device("cuda" if cuda else "cpu")
         self._protocol = protocol
-        self._pipeline: Any = load_pipeline(model.base, revision=model.revision, device=device)
-        self._switch = trained.attach(self._pipeline, trained_folder)
-        self._pipeline.vae.to(memory_format=torch.channels_last)  # a tenth faster convolutions on CPU
-        self._shape = sampler.latent_shape(self._pipeline, protocol.image_size)
+        self._switches: dict[Model, Callable[[], Any]] = _load(subjects, device)
+        shapes = {
+            model: sampler.latent_shape(switch(), protocol.image_size) for model, switch in self._switches.items()
+        }
+        if len(set(shapes.values())) > 1:
+            raise ModelError(
+                f"the models take noises of different shapes, {shapes}: no picture of one pairs with another's"
+            )
+        self._shape = shapes["base"]
         self._networks: list[FeatureNetwork | InceptionNetwork] = [FeatureNetwork(protocol.image_size, device)]
         if inception is not None:
             self._networks.append(InceptionNetwork(inception, device))
 
     def paint(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3) uint8 of a block."""
-        self._switch(model == "smooth")
-        self._pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline = self._switches[model]()
+        pipeline.unet.to(memory_format=torch.channels_last)
         indices = range(block.start, block.stop)
         if block.kind == "frames":
-            return frames.paint(self._pipeline, self._protocol, indices)
+            return frames.paint(pipeline, self._protocol, indices)
         prompts = [self._protocol.picture_prompts[index] for index in indices]
         noises = [sampler.noise(self._protocol.seed, "picture", index, self._shape) for index in indices]
         return sampler.sample(
-            self._pipeline,
+            pipeline,
             prompts,
             torch.stack(noises),
             steps=self._protocol.steps,
             guidance=self._protocol.guidance,
         )
 
-    def result(self, model: Model, block: Block) -> tuple[Block, npt.NDArray[np.uint8] | npt.NDArray[np.float32]]:
+    def result(
+        self, model: Model, block: Block
+    ) -> tuple[Model, Block, npt.NDArray[np.uint8] | npt.NDArray[np.float32]]:
         """What is kept of a block: frames as pictures, the other pictures as features."""
         pictures = self.paint(model, block)
-        return block, pictures if block.kind == "frames" else self.features(pictures)
+        return model, block, pictures if block.kind == "frames" else self.features(pictures)
 
     def features(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features (B, D) float32 of pictures (B, H, W, 3) uint8, one network's beside the other's."""
         return np.concatenate([network(pictures) for network in self._networks], axis=1)
+
+
+def _load(subjects: dict[Model, Subject], device: torch.device) -> dict[Model, Callable[[], Any]]:
+    """What gives each model's pipeline, ready to sample. A base and what was trained on it share one."""
+    base, smooth = subjects["base"], subjects["smooth"]
+    plain = _pipeline(base, device)
+    if smooth == replace(base, trained=smooth.trained) and base.trained is None and smooth.trained is not None:
+        switch = trained.attach(plain, smooth.trained)
+
+        def switched(on: bool) -> Any:
+            switch(on)
+            return plain
+
+        return {"base": lambda: switched(False), "smooth": lambda: switched(True)}
+    pipelines: dict[Model, Any] = {}
+    for model, subject in subjects.items():
+        pipelines[model] = pipeline = plain if subject == base else _pipeline(subject, device)
+        if subject.trained is not None:
+            trained.attach(pipeline, subject.trained)(True)
+    return {model: partial(pipelines.__getitem__, model) for model in pipelines}
+
+
+def _pipeline(subject: Subject, device: torch.device) -> Any:
+    pipeline = load_pipeline(subject.base, revision=subject.revision, device=device)
+    pipeline.vae.to(memory_format=torch.channels_last)  # a tenth faster convolutions on CPU
+    return pipeline

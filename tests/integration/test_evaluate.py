@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -55,7 +58,7 @@ def test_metrics_pictures_and_lineage_are_where_people_look(finished: tuple[RunC
     kid = metrics["KID (EfficientNet-Lite0) x1000", "smooth"]
     assert kid["low"] < kid["value"] < kid["high"]
     assert "raise evaluate.prompts" in metrics["sample diversity", "smooth"]["note"]  # there are two
-    assert "Inception" in metrics["FID (Inception-v3)", "base"]["note"]
+    assert "evaluate.inception_weights" in metrics["FID (Inception-v3)", "base"]["note"]
     assert manifest["summary"]["ISTD base"] == pytest.approx(base["value"], abs=1e-4)
     for name in manifest["pictures"]:
         with Image.open(folder / name) as picture:
@@ -74,35 +77,68 @@ def test_finished_stage_is_reused(finished: tuple[RunConfig, dict[str, Any]]) ->
     assert stage.run(config) == manifest
 
 
-def test_two_actors_make_the_same_pictures_and_share_the_base(
+def pictures_and_features(folder: Path) -> tuple[list[Any], list[Any]]:
+    """The base's finished blocks: pictures of interpolations, features of the other pictures."""
+    (blocks,) = folder.glob("blocks-*")
+    frames, pictures = ([np.load(path) for path in sorted(blocks.glob(f"{kind}-*"))] for kind in ("frames", "pictures"))
+    assert frames
+    assert pictures
+    return frames, pictures
+
+
+def test_two_actors_one_of_them_killed_make_what_one_makes(
     finished: tuple[RunConfig, dict[str, Any]], tiny_base: str, root: Path
 ) -> None:
-    """A second adapter (another training) reuses the base's measurement; two actors see what one saw."""
-    config, _ = finished
-    one = np.load(base_folder(config) / "base.npz")
+    """One of the two dies as soon as the first block is there."""
+    config, undisturbed = finished
     again = trained(tiny_base, root / "other", "evaluate.actors=2")
-    stage.run(again)
-    two = np.load(base_folder(again) / "base.npz")
-    assert np.array_equal(one["strips"], two["strips"])
-    assert np.array_equal(one["distances"], two["distances"])
-    assert np.array_equal(one["spreads"], two["spreads"])
-    np.testing.assert_allclose(one["features"], two["features"], rtol=1e-5)
+    killed = list[int]()
 
-    before = (base_folder(config) / "base.npz").stat().st_mtime_ns
-    control = trained(tiny_base, root / "artifacts", "evaluate.actors=1", "train.variation.weight=0")
-    manifest = stage.run(control)
-    assert manifest["fingerprint"] != finished[1]["fingerprint"]
-    assert (base_folder(config) / "base.npz").stat().st_mtime_ns == before
-    blocks = Path(control.stage_dir("evaluate"), "blocks")
-    assert [folder.name for folder in blocks.iterdir()] == ["smooth-3"]
+    def kill() -> None:
+        while not list(Path(again.stage_dir("evaluate")).parent.glob("*/blocks-*/*.npy")):
+            time.sleep(0.05)
+        painter = next(p for p in psutil.process_iter(["name"]) if "ray::Painter" in (p.info["name"] or ""))
+        painter.kill()
+        killed.append(painter.pid)
+
+    thread = Thread(target=kill)
+    thread.start()
+    try:
+        manifest = stage.run(again)
+    finally:
+        thread.join()
+    assert killed
+    frames, features = pictures_and_features(base_folder(config))
+    two_frames, two_features = pictures_and_features(base_folder(again))
+    np.testing.assert_equal(frames, two_frames)
+    for one, two in zip(features, two_features, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+    values = {(metric["name"], metric["model"]): metric["value"] for metric in undisturbed["metrics"]}
+    for metric in manifest["metrics"]:
+        expected = values[metric["name"], metric["model"]]
+        assert metric["value"] == (None if expected is None else pytest.approx(expected, rel=1e-5, abs=1e-9))
+
+
+def test_another_training_shares_the_base(
+    finished: tuple[RunConfig, dict[str, Any]], tiny_base: str, root: Path
+) -> None:
+    config, first = finished
+    before = times(base_folder(config))
+    manifest = stage.run(trained(tiny_base, root / "artifacts", "evaluate.actors=1", "train.variation.weight=0"))
+    assert manifest["fingerprint"] != first["fingerprint"]
+    assert times(base_folder(config)) == before
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_retry_samples_only_what_is_missing(finished: tuple[RunConfig, dict[str, Any]]) -> None:
     config, manifest = finished
     folder = Path(config.stage_dir("evaluate"))
-    kept, lost = sorted((folder / "blocks" / "smooth-3").iterdir())[:2]
+    kept, lost = sorted((folder / "blocks-3").iterdir())[:2]
     bytes_lost, time_kept = lost.read_bytes(), kept.stat().st_mtime_ns
-    for path in (lost, folder / "smooth.npz", folder / store.MANIFEST):
+    for path in (lost, folder / store.MANIFEST):
         path.unlink()
     again = stage.run(config)
     assert again["metrics"] == manifest["metrics"]

@@ -1,0 +1,125 @@
+"""Blocks of any order and a stop in time, against what all pictures together give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from smooth.evaluate import istd
+from smooth.evaluate.protocol import Protocol
+from smooth.evaluate.running import Running
+from smooth.evaluate.sampling import LOOK_EVERY, Sampling
+from smooth.evaluate.worker import Block, Model
+
+FRAMES, SIZE = 5, 8
+
+
+def interpolations(prompts: int, uneven: float, seed: int = 0) -> Any:
+    """(P, F, 4, 4, 3) uint8 of random steps, whose lengths vary by the share ``uneven`` from prompt to prompt."""
+    rng = np.random.default_rng(seed)
+    spread = 1 + uneven * rng.uniform(-1, 1, (prompts, 1, 1, 1, 1))
+    return (128 + 60 * spread * rng.uniform(-1, 1, (prompts, FRAMES, 4, 4, 3))).clip(0, 255).astype(np.uint8)
+
+
+def protocol(prompts: int) -> Protocol:
+    return Protocol(
+        prompts=tuple(f"prompt {number}" for number in range(prompts)),
+        picture_prompts=("a", "b", "c"),
+        frames=FRAMES,
+        strips=2,
+        seed=0,
+        image_size=4,
+        steps=1,
+        guidance=1.0,
+        base="none",
+        data="none",
+    )
+
+
+class Painters:
+    """A pool that gives the blocks of known pictures, last first."""
+
+    def __init__(self, frames: dict[Model, Any]) -> None:
+        self._frames = {model: pictures.reshape(-1, 4, 4, 3) for model, pictures in frames.items()}
+        self.painted: list[tuple[Model, Block]] = []
+
+    def map_unordered(self, _call: Any, values: list[Any]) -> Iterator[Any]:
+        for model, block in reversed(values):
+            self.painted.append((model, block))
+            part = slice(block.start, block.stop)
+            yield (
+                model,
+                block,
+                self._frames[model][part] if block.kind == "frames" else np.ones((len(range(3)[part]), 2)),
+            )
+
+
+def sampling(root: Path, prompts: int) -> Sampling:
+    return Sampling(protocol(prompts), {"base": str(root / "base"), "smooth": str(root / "smooth")}, SIZE)
+
+
+def test_blocks_that_cut_across_interpolations_give_what_all_pictures_give(tmp_path: Path) -> None:
+    frames: dict[Model, Any] = {"base": interpolations(7, 0.5), "smooth": interpolations(7, 0.5, seed=1)}
+    painters = Painters(frames)
+    sampled = sampling(tmp_path, 7)
+    assert sampled.run(lambda: painters, None) == 7
+    assert sampled.sampled == 2 * (7 * FRAMES + 3)
+    for model, pictures in frames.items():
+        found = sampled.measurement(model, 7)
+        assert np.array_equal(found.distances, istd.neighbour_distances(pictures))
+        assert np.array_equal(found.strips, pictures[:2])
+        assert found.features.shape == (3, 2)
+
+
+def test_what_is_there_is_not_painted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    painters = Painters({"base": interpolations(7, 0.5), "smooth": interpolations(7, 0.5)})
+    sampling(tmp_path, 7).run(lambda: painters, None)
+    (tmp_path / "smooth" / "frames-0000008-0000016.npy").unlink()
+    painters.painted.clear()
+    capsys.readouterr()
+    sampling(tmp_path, 7).run(lambda: painters, None)
+    assert painters.painted == [("smooth", Block("frames", 8, 16))]
+    last = json.loads(capsys.readouterr().out.splitlines()[-1].partition(" ")[2])
+    assert last["done"] == last["total"] == 2 * (7 * FRAMES + 3)
+    assert last["facts"].keys() == {"ISTD base", "ISTD smooth"}
+
+
+def test_stops_at_the_first_look_where_both_intervals_are_tight_enough(tmp_path: Path) -> None:
+    """Brute force: the looks one after the other, each on its first prompts."""
+    frames: dict[Model, Any] = {"base": interpolations(200, 0.9), "smooth": interpolations(200, 0.1, seed=1)}
+
+    def half_width(pictures: Any, prompts: int) -> float:
+        found = istd.istd(pictures[:prompts]).istd
+        return (found.high - found.low) / 2 / found.value
+
+    looks = range(LOOK_EVERY, 200, LOOK_EVERY)
+    expected = next(n for n in looks if all(half_width(pictures, n) <= 0.11 for pictures in frames.values()))
+    assert LOOK_EVERY < expected < 180
+    painters = Painters(frames)
+    sampled = sampling(tmp_path, 200)
+    assert sampled.run(lambda: painters, 0.11) == expected
+    furthest = max(block.stop for _, block in painters.painted if block.kind == "frames")
+    assert expected * FRAMES <= furthest < expected * FRAMES + SIZE
+    assert np.array_equal(
+        sampled.measurement("base", expected).distances, istd.neighbour_distances(frames["base"][:expected])
+    )
+    stopped = protocol(200).stopped(expected, 0.11)
+    assert len(stopped.prompts) == expected
+    assert stopped.interpolation_stamp["until_ci"] == 0.11
+    assert protocol(200).stopped(200, 0.11) == protocol(200)
+
+
+def test_estimate_while_frames_come_in_any_order() -> None:
+    pictures = interpolations(3, 0.5)
+    running = Running(FRAMES, seed=0)
+    assert running.estimate() is None
+    flat = pictures.reshape(-1, 4, 4, 3)
+    order = np.random.default_rng(1).permutation(len(flat))
+    for index in order:
+        running.add(int(index), flat[index : index + 1])
+    assert running.estimate() == istd.istd(pictures).istd
