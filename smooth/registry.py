@@ -6,13 +6,16 @@ The version holds MLflow's own diffusers flavour (adapter and base reference). I
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import mlflow.artifacts
 import mlflow.diffusers
 import mlflow.pyfunc
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -84,6 +87,38 @@ def run(config: RunConfig) -> dict[str, Any]:
             "ingest": training["ingest"],
         },
     )
+
+
+def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
+    """Copy what was trained of ``models:/NAME@ALIAS`` (or ``/NAME/VERSION``) below ``root``, on any fsspec path.
+
+    Returns:
+        Its base model, that one's revision, and the folder that the copy lies in, named by the content.
+
+    Raises:
+        ArtifactError: no such version, or none that this project registered.
+    """
+    tracked = tracking.tracking_uri()
+    with tempfile.TemporaryDirectory(prefix="smooth-registered-") as temporary:
+        try:
+            found = mlflow.artifacts.download_artifacts(uri, dst_path=temporary, tracking_uri=tracked)
+        except (MlflowException, OSError) as error:
+            raise store.ArtifactError(
+                f"{uri} can't be fetched from {tracking.redact(tracked)}: {tracking.redact(str(error))}; see the "
+                "registry for names, versions and aliases, and set MLFLOW_TRACKING_URI for another server"
+            ) from error
+        described = yaml.safe_load(Path(found, MLMODEL_FILE_NAME).read_text())
+        flavor = described["flavors"].get("diffusers", {})
+        base = (described.get("metadata") or {}).get("smooth.base")
+        if base is None or "adapter_weights" not in flavor:
+            raise store.ArtifactError(f"{uri} was not registered by the register stage: it names no base model")
+        adapter = str(Path(found, flavor["adapter_weights"]))
+        files = {name: store.read_bytes(store.join(adapter, name)) for name in trained_files(adapter)}
+    digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in files.values())).hexdigest()
+    folder = store.join(root, digest[:16])
+    for name, data in files.items():
+        store.write_bytes(store.join(folder, name), data)
+    return registry_pyfunc.find_base(base, flavor), described["metadata"].get("smooth.base_revision"), folder
 
 
 def signature(config: RunConfig) -> ModelSignature:

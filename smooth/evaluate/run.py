@@ -20,7 +20,8 @@ from smooth.evaluate import inception, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.protocol import Protocol, reference_pictures
 from smooth.evaluate.sampling import Measurement, Sampling
-from smooth.evaluate.worker import Model, Painter, Subject
+from smooth.evaluate.subjects import Subject
+from smooth.evaluate.worker import Model, Painter
 
 ACTOR_RESTARTS = 2
 

@@ -16,6 +16,7 @@ from smooth.evaluate import frames
 from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.inception import InceptionNetwork, Weights
 from smooth.evaluate.protocol import Protocol
+from smooth.evaluate.subjects import Subject
 from smooth.models import trained
 from smooth.models.pipeline import ModelError, load_pipeline
 
@@ -40,17 +41,6 @@ class Block:
 def blocks(kind: Kind, total: int, size: int) -> list[Block]:
     """Cut ``total`` pictures into blocks of ``size``. The cut, not the workers, decides what shares a batch."""
     return [Block(kind, start, min(start + size, total)) for start in range(0, total, size)]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model that is measured."""
-
-    base: str
-    """pipeline, as :func:`load_pipeline` takes it"""
-    revision: str | None = None
-    trained: str | None = None
-    """folder of what was trained beside it, a LoRA or a whole UNet"""
 
 
 class Painter:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from smooth import registry, store, tracking
-from smooth.config import RunConfig
+from smooth.config import RunConfig, resolve_model
 from smooth.models.pipeline import load_pipeline
 from tests.evaluated import trained
 
@@ -99,3 +99,14 @@ def test_same_training_stays_one_version(registered: tuple[RunConfig, dict[str, 
     assert {**again, "seconds": 0} == {**manifest, "seconds": 0}
     client = MlflowClient(tracking.tracking_uri())
     assert len(client.search_model_versions("name = 'smooth-diffusion'")) == 1
+
+
+def test_fetches_what_was_trained_and_its_base(registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
+    config, manifest = registered
+    base, revision, folder = registry.fetch(manifest["uri"], str(tmp_path))
+    assert (base, revision) == (resolve_model(config.model.base), None)
+    name = "pytorch_lora_weights.safetensors"
+    assert Path(folder, name).read_bytes() == Path(config.stage_dir("train"), name).read_bytes()
+    assert registry.fetch(f"models:/{manifest['name']}/{manifest['version']}", str(tmp_path))[2] == folder
+    with pytest.raises(store.ArtifactError, match="nobody@nowhere can't be fetched"):
+        registry.fetch("models:/nobody@nowhere", str(tmp_path))
