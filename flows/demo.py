@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, NoReturn, cast
 
 import typer
 from prefect.client.orchestration import get_client
@@ -16,10 +16,10 @@ from prefect.events import Event
 from prefect.events.subscribers import FlowRunSubscriber
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
-from rich.table import Table
 
 from smooth import settings, store
 from smooth.config import STAGES, ConfigError, RunConfig
+from smooth.evaluate import table
 
 DEPLOYMENT = "smooth-train/full"
 QUIET_SECONDS = 15.0
@@ -96,7 +96,7 @@ async def run(preset: str, overrides: list[str], console: Console) -> FlowRun:
 def show_results(config: RunConfig, console: Console) -> None:
     """Print base against fine-tuned, the registered version and where to look."""
     evaluated = store.read_manifest(config.stage_dir("evaluate"))
-    console.print(metrics_table(evaluated["metrics"]))
+    table.show(evaluated["metrics"], console)
     version = store.read_manifest(config.stage_dir("register"))
     trained = store.read_manifest(config.stage_dir("train"))
     mlflow = settings.Services.load().mlflow_uri
@@ -107,24 +107,6 @@ def show_results(config: RunConfig, console: Console) -> None:
     lines += [f"  picture  {store.join(config.stage_dir('evaluate'), name)}" for name in evaluated["pictures"]]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def metrics_table(metrics: list[dict[str, Any]]) -> Table:
-    """One row a metric, one column a model: value and 95 % interval."""
-    models = list(dict.fromkeys(metric["model"] for metric in metrics))
-    table = Table("metric", *models, "n")
-    for name in dict.fromkeys(metric["name"] for metric in metrics):
-        cells = {metric["model"]: metric for metric in metrics if metric["name"] == name}
-        values = [_interval(cells[model]) if model in cells else "" for model in models]
-        table.add_row(name, *values, str(next(iter(cells.values()))["n"]))
-    return table
-
-
-def _interval(metric: dict[str, Any]) -> str:
-    if metric["value"] is None:
-        return str(metric["note"])
-    interval = "" if metric["low"] is None else f" \\[{metric['low']:.4g}, {metric['high']:.4g}]"
-    return f"{metric['value']:.4g}{interval}"
 
 
 def main(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smooth.config import RunConfig
     from smooth.data.verify import Found
 
-FAILURE, USER_ERROR = 1, 2
+FAILURE, USER_ERROR, INCOMPLETE = 1, 2, 3
 
 app = typer.Typer(
     help="Make the latent space of a text-to-image diffusion model smooth, and measure it.",
@@ -193,6 +193,44 @@ def stages_command(preset: PresetOption = "tiny", override: OverrideOption = Non
         for stage in STAGES:
             folder = config.stage_dir(stage)
             print(f"{stage:<9} {config.fingerprint(stage)}  {stages.status(stage, config):<8}  {folder}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[
+        str, typer.Option(help="Pipeline (folder or hub id), LoRA (file or folder), or models:/NAME@ALIAS.")
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="What to compare with, likewise; else the model's own base.")
+    ] = None,
+    until_ci: Annotated[
+        float | None, typer.Option(help="Stop when half of ISTD's interval is within this share of it: 0.05.")
+    ] = None,
+    config: ConfigOption = None,
+    preset: PresetOption = "tiny",
+    override: OverrideOption = None,
+) -> None:
+    """Measure any model against another, on a preset's finished data. Exit status 3: some metric is unavailable."""
+    from rich.console import Console
+
+    from smooth import registry
+    from smooth.evaluate import run, subjects, table
+
+    with reported():
+        overrides = [*(override or []), *([] if until_ci is None else [f"evaluate.until_ci={until_ci}"])]
+        run_config = load_config(preset, overrides, config)
+        scratch = f"{run_config.storage.root}/models"
+        judged = subjects.find(model, run_config.model, scratch, registry.fetch)
+        if against is None:
+            other = subjects.base_of(judged)
+        else:
+            other = subjects.find(against, run_config.model, scratch, registry.fetch)
+        folder, manifest = run.compare(run_config, judged, other, (model, against or other.base))
+        table.show(manifest["metrics"], Console(width=None if sys.stdout.isatty() else 120))
+        print(f"smooth is {model}, base is {against or other.base}")
+        print(f"written to {folder}, MLflow run {manifest['run_id']}")
+        if table.unavailable(manifest["metrics"]):
+            raise typer.Exit(INCOMPLETE)
 
 
 @app.command("plan")

@@ -172,6 +172,26 @@ def start_run(config: RunConfig, name: str, tags: Mapping[str, str] | None = Non
 
 
 @contextmanager
+def start_evaluation(config: RunConfig, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open a run for models that no run here trained, with the evaluation's settings as its parameters."""
+    uri = tracking_uri()
+    client = MlflowClient(uri)
+    created = client.create_run(
+        _experiment(client, config.experiment, uri), run_name=redact(name), tags=context_registry.resolve_tags()
+    )
+    run = Run(client, created.info.run_id)
+    status = "FAILED"
+    try:
+        _log_params(client, created, flatten({"evaluate": config.evaluate.model_dump(mode="json")}))
+        run.set_tags(tags)
+        yield run
+        run.flush()
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run.run_id, status)
+
+
+@contextmanager
 def resume_run(run_id: str) -> Iterator[Run]:
     """Write to an existing run, whatever its status, which stays as it is: judging a model can't fail its training.
 

@@ -23,7 +23,7 @@ DOORS = {
         "smooth/train/launch.py",
         "smooth/train/upload.py",
         "smooth/train/watch.py",
-        "smooth/evaluate/run.py",
+        "smooth/evaluate/measure.py",
     },
     "prefect": set[str](),
     "flows": set[str](),

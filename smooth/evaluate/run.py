@@ -1,35 +1,28 @@
-"""The evaluate stage: base against fine-tuned on the same prompts and noises, sampled by Ray actors."""
+"""The evaluate stage: base against fine-tuned on the same prompts and noises. Any two models likewise."""
 
 from __future__ import annotations
 
-import io
-import posixpath
+import hashlib
 import time
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import ray
-from ray.util import ActorPool
-
-from smooth import cluster, store, tracking
+from smooth import store, tracking
 from smooth.config import STAGE_VERSIONS, RunConfig
 from smooth.evaluate import inception, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
-from smooth.evaluate.protocol import Protocol, reference_pictures
-from smooth.evaluate.sampling import Measurement, Sampling
+from smooth.evaluate.measure import Comparison, Found, evaluations, measure
+from smooth.evaluate.metric import Metric
+from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.subjects import Subject
-from smooth.evaluate.worker import Model, Painter
 
-ACTOR_RESTARTS = 2
+PICTURES = ["strips.png", "curves.png"]
 
 
 def run(config: RunConfig) -> dict[str, Any]:
     """Measure both models, draw the strips and curves, log all of it to the model's MLflow run.
 
-    Finished blocks of pictures are kept on the way, so a retry continues; the base's are shared by all evaluations
+    Finished blocks of pictures are kept on the way, so a retry continues; a model's are shared by all evaluations
     under the same protocol.
 
     Raises:
@@ -41,119 +34,81 @@ def run(config: RunConfig) -> dict[str, Any]:
         return store.read_manifest(folder)
     started = time.monotonic()
     training = store.read_manifest(config.stage_dir("train"))
-    weights = inception.find(config.evaluate.inception_weights)
-    protocol = replace(Protocol.of(config), inception=weights.sha256 if weights else "")
-    protocol, base, smooth, reference = _measure(config, protocol, weights)
-    metrics = metrics_of(protocol, base, smooth, reference)
-    store.write_json(store.join(folder, "metrics.json"), [metric.as_dict() for metric in metrics])
-    report.draw_strips(store.join(folder, "strips.png"), protocol.prompts, base.strips, smooth.strips)
-    report.draw_curves(store.join(folder, "curves.png"), base.distances, smooth.distances)
-    pictures = ["strips.png", "curves.png"]
+    base = Subject(config.model.base, config.model.revision)
+    comparison = _comparison(config, replace(base, trained=config.stage_dir("train")), base)
+    found = measure(comparison)
+    metrics = _present(folder, found)
     with tracking.resume_run(training["run_id"]) as tracked:
         tracked.set_tags(tracking.fingerprint_tags(config, ("evaluate",)))
-        tracked.log_metrics({metric_key(metric): metric.value for metric in metrics if metric.value is not None})
-        tracked.log_artifact(store.join(folder, "metrics.json"), "evaluate")
-        for picture in pictures:
-            tracked.log_picture(store.join(folder, picture), "evaluate")
+        _log(tracked, folder, metrics)
+    about = {
+        "stage": "evaluate",
+        "fingerprint": config.fingerprint("evaluate"),
+        "run_id": training["run_id"],
+        "ingest": training["ingest"],
+    }
+    return _finish(folder, about, found, metrics, started)
+
+
+def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[str, str]) -> tuple[str, dict[str, Any]]:
+    """Measure any two models by a preset's protocol, on the prompts and reference pictures of its finished data.
+
+    What comes of it lies beside the stage's, in a folder named by both models' content and the protocol, and in an
+    MLflow run of its own. ``names`` are what a person calls the two. Returns that folder and its manifest.
+
+    Raises:
+        store.ArtifactError: the preset's ingest or latents are not finished.
+        ConfigError: Inception-v3's weights are named and not there, or not what they should be.
+    """
+    started = time.monotonic()
+    comparison = _comparison(config, model, against)
+    parts = [str(STAGE_VERSIONS["evaluate"]), comparison.protocol.fingerprint, model.identity, against.identity]
+    parts.append(str(config.evaluate.until_ci))
+    fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
+    folder = store.join(evaluations(config), f"models-{fingerprint}")
+    if store.is_complete(folder):
+        return folder, store.read_manifest(folder)
+    found = measure(comparison)
+    metrics = _present(folder, found)
+    tags = {"smooth.model": names[0], "smooth.against": names[1], "smooth.preset": config.preset}
+    with tracking.start_evaluation(config, f"{names[0]} against {names[1]}", tags) as tracked:
+        _log(tracked, folder, metrics)
+    about = {"stage": "evaluate", "fingerprint": fingerprint, "run_id": tracked.run_id, "models": names}
+    return folder, _finish(folder, about, found, metrics, started)
+
+
+def _comparison(config: RunConfig, model: Subject, against: Subject) -> Comparison:
+    weights = inception.find(config.evaluate.inception_weights)
+    protocol = replace(Protocol.of(config), base=against.identity, inception=weights.sha256 if weights else "")
+    return Comparison(config, protocol, weights, {"base": against, "smooth": model})
+
+
+def _present(folder: str, found: Found) -> list[Metric]:
+    """Write the metrics and draw the pictures."""
+    metrics = metrics_of(found.protocol, found.base, found.smooth, found.reference)
+    store.write_json(store.join(folder, "metrics.json"), [metric.as_dict() for metric in metrics])
+    strips, curves = (store.join(folder, name) for name in PICTURES)
+    report.draw_strips(strips, found.protocol.prompts, found.base.strips, found.smooth.strips)
+    report.draw_curves(curves, found.base.distances, found.smooth.distances)
+    return metrics
+
+
+def _log(tracked: tracking.Run, folder: str, metrics: list[Metric]) -> None:
+    tracked.log_metrics({metric_key(metric): metric.value for metric in metrics if metric.value is not None})
+    tracked.log_artifact(store.join(folder, "metrics.json"), "evaluate")
+    for picture in PICTURES:
+        tracked.log_picture(store.join(folder, picture), "evaluate")
+
+
+def _finish(folder: str, about: dict[str, Any], found: Found, metrics: list[Metric], started: float) -> dict[str, Any]:
     return store.write_manifest(
         folder,
-        {
-            "stage": "evaluate",
-            "fingerprint": config.fingerprint("evaluate"),
+        about
+        | {
             "seconds": time.monotonic() - started,
-            "summary": summary_of(metrics, base.distances, smooth.distances, protocol.seed),
-            "pictures": pictures,
+            "summary": summary_of(metrics, found.base.distances, found.smooth.distances, found.protocol.seed),
+            "pictures": PICTURES,
             "metrics": [metric.as_dict() for metric in metrics],
-            "protocol": protocol.fingerprint,
-            "run_id": training["run_id"],
-            "ingest": training["ingest"],
+            "protocol": found.protocol.fingerprint,
         },
     )
-
-
-def _measure(
-    config: RunConfig, protocol: Protocol, weights: inception.Weights | None
-) -> tuple[Protocol, Measurement, Measurement, npt.NDArray[np.float32]]:
-    """Base, fine-tuned, the reference pictures' features, and the protocol with the prompts that it took.
-
-    Only what is not there yet is sampled.
-    """
-    folder, evaluate = config.stage_dir("evaluate"), config.evaluate
-    shared = store.join(posixpath.dirname(folder), f"base-{STAGE_VERSIONS['evaluate']}-{protocol.fingerprint}")
-    name = f"{evaluate.batch_size}{protocol.networks}"
-    folders: dict[Model, str] = {
-        "base": store.join(shared, f"blocks-{name}"),
-        "smooth": store.join(folder, f"blocks-{name}"),
-    }
-    reference_path = store.join(shared, "reference.npz")
-    sampling = Sampling(protocol, folders, evaluate.batch_size)
-    with Studio(config, protocol, weights) as studio:
-        if not store.exists(reference_path):
-            _save(reference_path, features=_reference_features(config, studio.pool()))
-        prompts = sampling.run(studio.pool, evaluate.until_ci)
-    reference = _load(reference_path)["features"]
-    return (
-        protocol.stopped(prompts, evaluate.until_ci),
-        sampling.measurement("base", prompts),
-        sampling.measurement("smooth", prompts),
-        reference,
-    )
-
-
-class Studio(AbstractContextManager["Studio"]):
-    """Sampling actors, from the moment that there is something to sample; gone afterwards.
-
-    A dead one is restarted and its block sampled again.
-    """
-
-    def __init__(self, config: RunConfig, protocol: Protocol, weights: inception.Weights | None) -> None:
-        self._config = config
-        self._protocol = protocol
-        self._weights = weights
-        self._actors: list[Any] = []
-        self._arguments: tuple[Any, ...] = ()  # held while there are actors: one that is restarted takes them again
-
-    def pool(self) -> ActorPool:
-        """All actors, free."""
-        if not self._actors:
-            self._actors = self._start()
-        return ActorPool(self._actors)
-
-    def __exit__(self, *_: object) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
-
-    def _start(self) -> list[Any]:
-        cluster.connect()
-        evaluate, model = self._config.evaluate, self._config.model
-        actor: Any = ray.remote(Painter).options(
-            num_cpus=1,
-            num_gpus=evaluate.gpus_per_actor,
-            max_restarts=ACTOR_RESTARTS,
-            max_task_retries=ACTOR_RESTARTS,
-        )
-        base = Subject(model.base, model.revision)
-        subjects = {"base": base, "smooth": replace(base, trained=self._config.stage_dir("train"))}
-        cuda = evaluate.gpus_per_actor > 0
-        self._arguments = (subjects, ray.put(self._protocol), cuda, ray.put(self._weights))
-        return [actor.remote(*self._arguments) for _ in range(evaluate.actors)]
-
-
-def _reference_features(config: RunConfig, pool: ActorPool) -> npt.NDArray[np.float32]:
-    """Features of as many ingested pictures as are sampled, at the models' image size."""
-    evaluate = config.evaluate
-    batches = reference_pictures(
-        config.stage_dir("ingest"), evaluate.pictures, config.latents.image_size, config.seed, evaluate.batch_size
-    )
-    return np.concatenate(list(pool.map(lambda actor, batch: actor.features.remote(batch), list(batches))))
-
-
-def _save(path: str, **arrays: npt.NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    store.write_bytes(path, buffer.getvalue())
-
-
-def _load(path: str) -> dict[str, npt.NDArray[Any]]:
-    with np.load(io.BytesIO(store.read_bytes(path)), allow_pickle=False) as arrays:
-        return dict(arrays)

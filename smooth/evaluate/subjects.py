@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smooth import store
@@ -27,12 +27,25 @@ class Subject:
 
     @property
     def identity(self) -> str:
-        """16 hex digits that change with the base and with any byte of what was trained."""
-        parts = [model_identity(self.base, self.revision)]
-        if self.trained is not None:
-            files = trained_files(self.trained)
-            parts += [f"{name} {store.sha256(store.join(self.trained, name))}" for name in files]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        """Changes with the base and with any byte of what was trained: hex digits, or a hub id with its revision."""
+        base = model_identity(self.base, self.revision)
+        if self.trained is None:
+            return base
+        files = [f"{name} {store.sha256(store.join(self.trained, name))}" for name in trained_files(self.trained)]
+        return hashlib.sha256("\n".join([base, *files]).encode()).hexdigest()[:16]
+
+
+def base_of(subject: Subject) -> Subject:
+    """The pipeline that a model was trained from.
+
+    Raises:
+        ConfigError: the model is a whole pipeline, which doesn't say.
+    """
+    if subject.trained is None:
+        raise ConfigError(
+            f"{subject.base} is a whole pipeline and names no base: say what to compare with by --against"
+        )
+    return replace(subject, trained=None)
 
 
 Fetch = Callable[[str, str], tuple[str, str | None, str]]

@@ -13,11 +13,15 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from typer.testing import CliRunner
 
 from smooth import store, tracking
+from smooth.cli import app
 from smooth.config import ConfigError, RunConfig
 from smooth.evaluate import run as stage
 from smooth.evaluate.protocol import Protocol
+from smooth.evaluate.subjects import Subject
+from smooth.models import WEIGHTS_NAME
 from tests.evaluated import trained
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -42,7 +46,15 @@ def finished(root: Path, tiny_base: str) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def base_folder(config: RunConfig) -> Path:
-    (folder,) = Path(config.stage_dir("evaluate")).parent.glob("base-*")
+    """Where the base's pictures are kept."""
+    base = Subject(config.model.base).identity
+    (folder,) = Path(config.stage_dir("evaluate")).parent.glob(f"pictures-*/{base}")
+    return folder
+
+
+def smooth_blocks(config: RunConfig) -> Path:
+    smooth = Subject(config.model.base, trained=config.stage_dir("train")).identity
+    (folder,) = Path(config.stage_dir("evaluate")).parent.glob(f"pictures-*/{smooth}/blocks-3")
     return folder
 
 
@@ -95,7 +107,7 @@ def test_two_actors_one_of_them_killed_make_what_one_makes(
     killed = list[int]()
 
     def kill() -> None:
-        while not list(Path(again.stage_dir("evaluate")).parent.glob("*/blocks-*/*.npy")):
+        while not list(Path(again.stage_dir("evaluate")).parent.glob("pictures-*/*/blocks-*/*.npy")):
             time.sleep(0.05)
         painter = next(p for p in psutil.process_iter(["name"]) if "ray::Painter" in (p.info["name"] or ""))
         painter.kill()
@@ -119,14 +131,35 @@ def test_two_actors_one_of_them_killed_make_what_one_makes(
         assert metric["value"] == (None if expected is None else pytest.approx(expected, rel=1e-5, abs=1e-9))
 
 
-def test_another_training_shares_the_base(
+def test_another_training_shares_the_pictures(
     finished: tuple[RunConfig, dict[str, Any]], tiny_base: str, root: Path
 ) -> None:
+    """Of the base, and of the same weights under another name."""
     config, first = finished
-    before = times(base_folder(config))
-    manifest = stage.run(trained(tiny_base, root / "artifacts", "evaluate.actors=1", "train.variation.weight=0"))
-    assert manifest["fingerprint"] != first["fingerprint"]
-    assert times(base_folder(config)) == before
+    before = times(base_folder(config).parent)
+    control = trained(tiny_base, root / "artifacts", "evaluate.actors=1", "train.variation.weight=0")
+    assert stage.run(control)["fingerprint"] != first["fingerprint"]
+    assert times(base_folder(config).parent) == before
+
+    adapter = store.join(config.stage_dir("train"), WEIGHTS_NAME)
+    options = ["--model", adapter, "--preset", str(saved(control, root))]
+    shown = CliRunner().invoke(app, ["evaluate", *options])
+    assert shown.exit_code == 3  # of FID, there is no file
+    assert "unavailable: FID" in shown.output
+    assert times(base_folder(config).parent) == before
+    (folder,) = Path(config.stage_dir("evaluate")).parent.glob("models-*")
+    manifest = store.read_manifest(str(folder))
+    assert manifest["metrics"] == first["metrics"]
+    run = MlflowClient(tracking.tracking_uri()).get_run(manifest["run_id"])
+    assert run.info.run_name == f"{adapter} against {config.model.base}"
+    assert "evaluate/istd_smooth" in run.data.metrics
+    assert run.info.status == "FINISHED"
+
+
+def saved(config: RunConfig, root: Path) -> Path:
+    path = root / "preset.yaml"
+    path.write_text(config.to_yaml())
+    return path
 
 
 def times(folder: Path) -> dict[Path, int]:
@@ -136,7 +169,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_retry_samples_only_what_is_missing(finished: tuple[RunConfig, dict[str, Any]]) -> None:
     config, manifest = finished
     folder = Path(config.stage_dir("evaluate"))
-    kept, lost = sorted((folder / "blocks-3").iterdir())[:2]
+    kept, lost = sorted(smooth_blocks(config).iterdir())[:2]
     bytes_lost, time_kept = lost.read_bytes(), kept.stat().st_mtime_ns
     for path in (lost, folder / store.MANIFEST):
         path.unlink()

@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from flows.demo import metrics_table
 from flows.reports import picture_key, progress_text
+from smooth.evaluate import table
 from smooth.progress import Progress
 
 
@@ -25,11 +25,21 @@ def test_the_table_has_a_row_a_metric_and_a_column_a_model() -> None:
         {"name": "ISTD", "model": "base", "value": 3.25, "low": 3.0, "high": 3.5, "n": 40},
         {"name": "ISTD", "model": "smooth", "value": 1.5, "low": 1.25, "high": 1.75, "n": 40},
         {"name": "KID", "model": "base", "value": 0.5, "low": None, "high": None, "n": 400},
-        {"name": "FID", "model": "base", "value": None, "low": None, "high": None, "n": 0, "note": "unavailable"},
+        {
+            "name": "FID",
+            "model": "base",
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": 0,
+            "note": "put [it] at /there",
+        },
     ]
     console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(metrics_table(metrics))
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    table.show(metrics, console)
+    text = console.export_text()
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
     assert lines[3] == ["ISTD", "3.25 [3, 3.5]", "1.5 [1.25, 1.75]", "40"]
     assert lines[4] == ["KID", "0.5", "", "400"]
     assert lines[5] == ["FID", "unavailable", "", "0"]
+    assert text.splitlines()[-1] == "unavailable: FID: put [it] at /there"

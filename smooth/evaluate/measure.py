@@ -1,0 +1,141 @@
+"""Both models under one protocol: what is sampled of them by Ray actors, and what they are measured against."""
+
+from __future__ import annotations
+
+import io
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray.util import ActorPool
+
+from smooth import cluster, store
+from smooth.config import STAGE_VERSIONS, RunConfig
+from smooth.evaluate import inception
+from smooth.evaluate.protocol import Protocol, reference_pictures
+from smooth.evaluate.sampling import Measurement, Sampling
+from smooth.evaluate.subjects import Subject
+from smooth.evaluate.worker import Model, Painter
+
+ACTOR_RESTARTS = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models, and all that they are compared by."""
+
+    config: RunConfig
+    """how many actors there are, how much is sampled at once, where the reference pictures and all results lie"""
+    protocol: Protocol
+    weights: inception.Weights | None
+    subjects: dict[Model, Subject]
+
+    @property
+    def folder(self) -> str:
+        """Where pictures under the protocol are kept, each model's by its content: none is painted twice."""
+        version = STAGE_VERSIONS["evaluate"]
+        return store.join(evaluations(self.config), f"pictures-{version}-{self.protocol.fingerprint}")
+
+    def blocks(self, model: Model) -> str:
+        """Folder of a model's finished blocks."""
+        name = f"blocks-{self.config.evaluate.batch_size}{self.protocol.networks}"
+        identity = self.subjects[model].identity.replace("/", "--")
+        return store.join(self.folder, identity, name)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured."""
+
+    protocol: Protocol
+    """with the prompts that were taken"""
+    base: Measurement
+    smooth: Measurement
+    reference: npt.NDArray[np.float32]
+    """(M, D) features of the reference pictures"""
+
+
+def evaluations(config: RunConfig) -> str:
+    """Folder of all evaluations of a storage root."""
+    return config.stage_dir("evaluate").rpartition("/")[0]
+
+
+def measure(comparison: Comparison) -> Found:
+    """Sample what isn't there yet of both models, and reduce it.
+
+    Raises:
+        store.ArtifactError: the ingested pictures are not there.
+    """
+    protocol, evaluate = comparison.protocol, comparison.config.evaluate
+    models: tuple[Model, ...] = ("base", "smooth")
+    sampling = Sampling(protocol, {model: comparison.blocks(model) for model in models}, evaluate.batch_size)
+    reference_path = store.join(comparison.folder, "reference.npz")
+    with Studio(comparison) as studio:
+        if not store.exists(reference_path):
+            _save(reference_path, features=_reference_features(comparison.config, studio.pool()))
+        prompts = sampling.run(studio.pool, evaluate.until_ci)
+    return Found(
+        protocol.stopped(prompts, evaluate.until_ci),
+        sampling.measurement("base", prompts),
+        sampling.measurement("smooth", prompts),
+        _load(reference_path)["features"],
+    )
+
+
+class Studio(AbstractContextManager["Studio"]):
+    """Sampling actors, from the moment that there is something to sample; gone afterwards.
+
+    A dead one is restarted and its block sampled again.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self._actors: list[Any] = []
+        self._arguments: tuple[Any, ...] = ()  # held while there are actors: one that is restarted takes them again
+
+    def pool(self) -> ActorPool:
+        """All actors, free."""
+        if not self._actors:
+            self._actors = self._start()
+        return ActorPool(self._actors)
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _start(self) -> list[Any]:
+        cluster.connect()
+        asked = self._comparison
+        evaluate = asked.config.evaluate
+        actor: Any = ray.remote(Painter).options(
+            num_cpus=1,
+            num_gpus=evaluate.gpus_per_actor,
+            max_restarts=ACTOR_RESTARTS,
+            max_task_retries=ACTOR_RESTARTS,
+        )
+        cuda = evaluate.gpus_per_actor > 0
+        self._arguments = (asked.subjects, ray.put(asked.protocol), cuda, ray.put(asked.weights))
+        return [actor.remote(*self._arguments) for _ in range(evaluate.actors)]
+
+
+def _reference_features(config: RunConfig, pool: ActorPool) -> npt.NDArray[np.float32]:
+    """Features of as many ingested pictures as are sampled, at the models' image size."""
+    evaluate = config.evaluate
+    batches = reference_pictures(
+        config.stage_dir("ingest"), evaluate.pictures, config.latents.image_size, config.seed, evaluate.batch_size
+    )
+    return np.concatenate(list(pool.map(lambda actor, batch: actor.features.remote(batch), list(batches))))
+
+
+def _save(path: str, **arrays: npt.NDArray[Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    store.write_bytes(path, buffer.getvalue())
+
+
+def _load(path: str) -> dict[str, npt.NDArray[Any]]:
+    with np.load(io.BytesIO(store.read_bytes(path)), allow_pickle=False) as arrays:
+        return dict(arrays)
