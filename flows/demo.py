@@ -104,6 +104,7 @@ def show_results(config: RunConfig, console: Console) -> None:
     if mlflow:
         lines += [f"  version  {mlflow}/#/models/{version['name']}/versions/{version['version']}"]
         lines += [f"  run      {mlflow}/#/runs/{trained['run_id']}"]
+    lines.append(f"  report   {store.join(config.stage_dir('evaluate'), evaluated['report'])}")
     lines += [f"  picture  {store.join(config.stage_dir('evaluate'), name)}" for name in evaluated["pictures"]]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -228,7 +228,7 @@ def evaluate_command(
         folder, manifest = run.compare(run_config, judged, other, (model, against or other.base))
         table.show(manifest["metrics"], Console(width=None if sys.stdout.isatty() else 120))
         print(f"smooth is {model}, base is {against or other.base}")
-        print(f"written to {folder}, MLflow run {manifest['run_id']}")
+        print(f"report {folder}/{manifest['report']}, MLflow run {manifest['run_id']}")
         if table.unavailable(manifest["metrics"]):
             raise typer.Exit(INCOMPLETE)
 

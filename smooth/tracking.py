@@ -38,7 +38,7 @@ FLUSH_METRICS = 500  # the server takes at most 1000 in one request
 PARAMS_PER_REQUEST = 100
 DIGEST_LENGTH = 32  # MLflow takes at most 36 characters of a data set's
 
-_TEXT_SUFFIXES = frozenset({".json", ".yaml", ".yml", ".txt", ".md", ".csv"})
+_TEXT_SUFFIXES = frozenset({".json", ".yaml", ".yml", ".txt", ".md", ".csv", ".html"})
 # user:password@ (a secret may hold slashes, S3's do), or a lone token@, between :// and the host.
 _USER_INFO = re.compile(r"://(?:[^\s/@:]*:[^\s@]*|[^\s/@:]+)@")
 _SECRET_QUERY = re.compile(r"(?i)([?&][\w.-]*(?:token|key|secret|sig|signature|password|credential)[\w.-]*=)[^&\s\"']+")

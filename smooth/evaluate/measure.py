@@ -56,6 +56,8 @@ class Found:
     smooth: Measurement
     reference: npt.NDArray[np.float32]
     """(M, D) features of the reference pictures"""
+    sampled: int
+    """pictures that were not there from before"""
 
 
 def evaluations(config: RunConfig) -> str:
@@ -82,6 +84,7 @@ def measure(comparison: Comparison) -> Found:
         sampling.measurement("base", prompts),
         sampling.measurement("smooth", prompts),
         _load(reference_path)["features"],
+        sampling.sampled,
     )
 
 

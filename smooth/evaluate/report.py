@@ -1,4 +1,4 @@
-"""The two pictures of an evaluation: interpolation strips, and the curves of neighbour distances."""
+"""The pictures of an evaluation: interpolation strips, curves of neighbour distances, ISTD by prompt."""
 
 from __future__ import annotations
 
@@ -56,6 +56,29 @@ def draw_curves(path: str, base: npt.NDArray[np.float64], smooth: npt.NDArray[np
     left.set_ylabel("L2 distance to the next frame\n(pixels in [0, 1])")
     left.set_ylim(0, 1.05 * max(float(np.quantile(base, 0.995)), float(np.quantile(smooth, 0.995)), 1e-6))
     figure.suptitle("Steps of equal length in noise, and the steps they make in the picture: flatter is smoother")
+    _save(figure, path)
+
+
+def draw_histogram(path: str, base: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64]) -> None:
+    """How many prompts have which deviation of their neighbour distances, and its mean, ISTD.
+
+    Args:
+        path: PNG on any fsspec path.
+        base: (P, F - 1) distances on the [0, 1] pixel scale.
+        smooth: the same shape.
+    """
+    figure = Figure(figsize=(9, 2.9), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    values = {"base": base.std(axis=1), "smooth": smooth.std(axis=1)}
+    bins = np.linspace(0, max(float(value.max()) for value in values.values()) or 1.0, 25).tolist()
+    for name, found in values.items():
+        axis.hist(found, bins, color=COLOURS[name], alpha=0.35, label=name)
+        axis.axvline(found.mean(), color=COLOURS[name], linewidth=2.2, label=f"ISTD {found.mean():.3f}")
+    axis.set_xlabel("standard deviation of a prompt's neighbour distances")
+    axis.set_ylabel("prompts")
+    axis.set_xlim(0)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
     _save(figure, path)
 
 

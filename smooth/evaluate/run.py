@@ -9,14 +9,15 @@ from typing import Any
 
 from smooth import store, tracking
 from smooth.config import STAGE_VERSIONS, RunConfig
-from smooth.evaluate import inception, report
+from smooth.evaluate import inception, page, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.measure import Comparison, Found, evaluations, measure
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.subjects import Subject
 
-PICTURES = ["strips.png", "curves.png"]
+PICTURES = ["strips.png", "curves.png", "histogram.png"]
+REPORT = "report.html"
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     base = Subject(config.model.base, config.model.revision)
     comparison = _comparison(config, replace(base, trained=config.stage_dir("train")), base)
     found = measure(comparison)
-    metrics = _present(folder, found)
+    names = (f"{config.model.base}, trained by {config.preset}", config.model.base)
+    metrics = _present(folder, config, found, names, started)
     with tracking.resume_run(training["run_id"]) as tracked:
         tracked.set_tags(tracking.fingerprint_tags(config, ("evaluate",)))
         _log(tracked, folder, metrics)
@@ -69,7 +71,7 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
     if store.is_complete(folder):
         return folder, store.read_manifest(folder)
     found = measure(comparison)
-    metrics = _present(folder, found)
+    metrics = _present(folder, config, found, names, started)
     tags = {"smooth.model": names[0], "smooth.against": names[1], "smooth.preset": config.preset}
     with tracking.start_evaluation(config, f"{names[0]} against {names[1]}", tags) as tracked:
         _log(tracked, folder, metrics)
@@ -83,19 +85,28 @@ def _comparison(config: RunConfig, model: Subject, against: Subject) -> Comparis
     return Comparison(config, protocol, weights, {"base": against, "smooth": model})
 
 
-def _present(folder: str, found: Found) -> list[Metric]:
-    """Write the metrics and draw the pictures."""
+def _present(folder: str, config: RunConfig, found: Found, names: tuple[str, str], started: float) -> list[Metric]:
+    """Write the metrics, draw the pictures, and make the report of both."""
     metrics = metrics_of(found.protocol, found.base, found.smooth, found.reference)
-    store.write_json(store.join(folder, "metrics.json"), [metric.as_dict() for metric in metrics])
-    strips, curves = (store.join(folder, name) for name in PICTURES)
+    values = [metric.as_dict() for metric in metrics]
+    store.write_json(store.join(folder, "metrics.json"), values)
+    strips, curves, histogram = (store.join(folder, name) for name in PICTURES)
     report.draw_strips(strips, found.protocol.prompts, found.base.strips, found.smooth.strips)
     report.draw_curves(curves, found.base.distances, found.smooth.distances)
+    report.draw_histogram(histogram, found.base.distances, found.smooth.distances)
+    pictures = {name: store.read_bytes(store.join(folder, name)) for name in PICTURES}
+    evaluate = config.evaluate
+    cost = page.Cost(time.monotonic() - started, found.sampled, evaluate.actors * evaluate.gpus_per_actor)
+    shown = (tracking.redact(names[0]), tracking.redact(names[1]))
+    html = page.render(shown, values, pictures, cost, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+    store.write_bytes(store.join(folder, REPORT), html.encode())
     return metrics
 
 
 def _log(tracked: tracking.Run, folder: str, metrics: list[Metric]) -> None:
     tracked.log_metrics({metric_key(metric): metric.value for metric in metrics if metric.value is not None})
-    tracked.log_artifact(store.join(folder, "metrics.json"), "evaluate")
+    for name in ("metrics.json", REPORT):
+        tracked.log_artifact(store.join(folder, name), "evaluate")
     for picture in PICTURES:
         tracked.log_picture(store.join(folder, picture), "evaluate")
 
@@ -108,6 +119,7 @@ def _finish(folder: str, about: dict[str, Any], found: Found, metrics: list[Metr
             "seconds": time.monotonic() - started,
             "summary": summary_of(metrics, found.base.distances, found.smooth.distances, found.protocol.seed),
             "pictures": PICTURES,
+            "report": REPORT,
             "metrics": [metric.as_dict() for metric in metrics],
             "protocol": found.protocol.fingerprint,
         },

@@ -89,10 +89,10 @@ def main() -> None:
     parser.add_argument(
         "--prompts",
         type=int,
-        default=18,
+        default=8,
         help="interpolations a round, beside one batch of single pictures with their features",
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preset", default="tiny")
     args = parser.parse_args()
     config = RunConfig.load(args.preset)
