@@ -101,7 +101,9 @@ def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
     tracked = tracking.tracking_uri()
     with tempfile.TemporaryDirectory(prefix="smooth-registered-") as temporary:
         try:
-            found = mlflow.artifacts.download_artifacts(uri, dst_path=temporary, tracking_uri=tracked)
+            found = mlflow.artifacts.download_artifacts(
+                uri, dst_path=temporary, tracking_uri=tracked, registry_uri=tracked
+            )
         except (MlflowException, OSError) as error:
             raise store.ArtifactError(
                 f"{uri} can't be fetched from {tracking.redact(tracked)}: {tracking.redact(str(error))}; see the "
