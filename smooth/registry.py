@@ -99,11 +99,10 @@ def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
         ArtifactError: no such version, or none that this project registered.
     """
     tracked = tracking.tracking_uri()
+    mlflow.set_tracking_uri(tracked)  # a models:/ name is looked up there, whatever is passed to the download
     with tempfile.TemporaryDirectory(prefix="smooth-registered-") as temporary:
         try:
-            found = mlflow.artifacts.download_artifacts(
-                uri, dst_path=temporary, tracking_uri=tracked, registry_uri=tracked
-            )
+            found = mlflow.artifacts.download_artifacts(uri, dst_path=temporary)
         except (MlflowException, OSError) as error:
             raise store.ArtifactError(
                 f"{uri} can't be fetched from {tracking.redact(tracked)}: {tracking.redact(str(error))}; see the "

@@ -101,8 +101,13 @@ def test_same_training_stays_one_version(registered: tuple[RunConfig, dict[str, 
     assert len(client.search_model_versions("name = 'smooth-diffusion'")) == 1
 
 
-def test_fetches_what_was_trained_and_its_base(registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
+def test_fetches_what_was_trained_and_its_base(
+    registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, manifest = registered
+    server = tracking.tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/elsewhere.db")  # what MLflow would ask by itself
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     base, revision, folder = registry.fetch(manifest["uri"], str(tmp_path))
     assert (base, revision) == (resolve_model(config.model.base), None)
     name = "pytorch_lora_weights.safetensors"
