@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,8 @@ from ray.util import ActorPool
 from smooth.config import LatentsConfig, RunConfig
 from smooth.data import openmoji
 from smooth.data.shards import Shard
-from tests.benchmarks.results import Result, report
+from tests.benchmarks.actors import against_bare_loop
+from tests.benchmarks.results import report
 from tests.shards import png, sample, write_ingest
 
 
@@ -94,12 +92,6 @@ def write_shards(folder: str, pictures: int, shards: int, size: int) -> list[Sha
     return Shard.of(write_ingest(folder, listed))
 
 
-def timed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=4096, help="shards of whole batches, as large ones nearly are")
@@ -119,25 +111,15 @@ def main() -> None:
         ray.get([one.encode.remote(folder, shards[0]) for one in actors[:1]])
         ray.get([one.encode.remote(folder, shards[0]) for one in actors[1:]])
 
-        def encode(pool: list[Any]) -> None:
-            queue = ActorPool(pool)
+        def encode(number: int) -> None:
+            queue = ActorPool(actors[:number])
             for _ in queue.map_unordered(lambda one, shard: one.encode.remote(folder, shard), shards):
                 pass
 
-        works = {
-            "bare loop": lambda: ray.get(actors[0].bare.remote()),
-            "one actor": lambda: encode(actors[:1]),
-            "two actors": lambda: encode(actors),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in works}
-        for _ in range(args.rounds):
-            for name, work in works.items():
-                rates[name].append(pictures / timed(work))
+        results = against_bare_loop(
+            lambda: ray.get(actors[0].bare.remote()), encode, pictures=pictures, rounds=args.rounds, goal=">= 0.9"
+        )
     ray.shutdown()
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    one, two = medians["one actor"] / medians["bare loop"], medians["two actors"] / medians["one actor"]
-    results = [Result(name, rate, "pictures/s") for name, rate in medians.items()]
-    results += [Result("one actor / bare loop", one, "", ">= 0.9"), Result("two actors / one", two, "", ">= 1.6")]
     report("latents", results)
 
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util import ActorPool
 
-from smooth.config import RunConfig, model_identity
+from smooth.config import RunConfig
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.sampling import Sampling
 from smooth.evaluate.subjects import Subject
 from smooth.evaluate.worker import Block, Model, Painter
-from tests.benchmarks.results import Result, report
+from tests.benchmarks.actors import against_bare_loop
+from tests.benchmarks.results import report
+from tests.protocols import protocol
 
 
 class Actor(Painter):
@@ -64,24 +64,15 @@ class Actor(Painter):
 def protocol_of(config: RunConfig, prompts: int) -> Protocol:
     """Interpolations alone, as the preset samples them."""
     evaluate = config.evaluate
-    return Protocol(
+    return protocol(
         prompts=("a red heart",) * prompts,
         picture_prompts=("a red heart",) * evaluate.batch_size,
         frames=evaluate.frames,
-        strips=1,
         seed=config.seed,
         image_size=config.latents.image_size,
         steps=evaluate.steps,
         guidance=evaluate.guidance,
-        base=model_identity(config.model.base, config.model.revision),
-        data="none",
     )
-
-
-def timed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -97,36 +88,27 @@ def main() -> None:
     args = parser.parse_args()
     config = RunConfig.load(args.preset)
     batch = config.evaluate.batch_size
-    protocol = protocol_of(config, args.prompts)
+    sampled = protocol_of(config, args.prompts)
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
     with tempfile.TemporaryDirectory() as root:
         base = Subject(config.model.base, config.model.revision)
         subjects: dict[Model, Subject] = {"base": base, "smooth": base}
         actor = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(Actor)
-        actors = [actor.remote(subjects, protocol) for _ in range(2)]
+        actors = [actor.remote(subjects, sampled) for _ in range(2)]
         for one in actors:
             ray.get(one.paint_one.remote(batch))
-        pictures = args.prompts * protocol.frames + batch
+        pictures = args.prompts * sampled.frames + batch
         sizes = [batch] * (pictures // batch) + [pictures % batch] * bool(pictures % batch)
 
-        def sample(pool: list[Any], folder: str) -> None:
-            Sampling(protocol, {"base": folder}, batch).run(lambda: ActorPool(pool), None)
+        folders = (str(Path(root, str(number))) for number in count())
 
-        works: dict[str, Callable[[str], Any]] = {
-            "bare loop": lambda _: ray.get(actors[0].bare.remote(sizes)),
-            "one actor": lambda folder: sample(actors[:1], folder),
-            "two actors": lambda folder: sample(actors, folder),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in works}
-        for number in range(args.rounds):
-            for name, work in works.items():
-                folder = str(Path(root, f"{name}-{number}"))
-                rates[name].append(pictures / timed(lambda work=work, folder=folder: work(folder)))  # type: ignore[misc]
+        def sample(number: int) -> None:
+            Sampling(sampled, {"base": next(folders)}, batch).run(lambda: ActorPool(actors[:number]), None)
+
+        results = against_bare_loop(
+            lambda: ray.get(actors[0].bare.remote(sizes)), sample, pictures=pictures, rounds=args.rounds, goal=">= 0.95"
+        )
     ray.shutdown()
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    one, two = medians["one actor"] / medians["bare loop"], medians["two actors"] / medians["one actor"]
-    results = [Result(name, rate, "pictures/s") for name, rate in medians.items()]
-    results += [Result("one actor / bare loop", one, "", ">= 0.95"), Result("two actors / one", two, "", ">= 1.6")]
     report("sampling", results)
 
 

@@ -13,20 +13,9 @@ from smooth.evaluate.frechet import frechet_distance
 from smooth.evaluate.manifold import manifold
 from smooth.evaluate.metric import Metric, StampError
 from smooth.evaluate.moments import Moments
-from smooth.evaluate.protocol import Protocol
+from tests.protocols import protocol
 
-PROTOCOL = Protocol(
-    prompts=("red heart", "a cat", "a hat", "a dog"),
-    picture_prompts=("a dog",) * 20,
-    frames=4,
-    strips=1,
-    seed=7,
-    image_size=64,
-    steps=2,
-    guidance=3.0,
-    base="tiny",
-    data="none",
-)
+PROTOCOL = protocol(prompts=("red heart", "a cat", "a hat", "a dog"), picture_prompts=("a dog",) * 20, frames=4)
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,12 @@ from smooth.config import TrainConfig
 from smooth.diffusion import sampler
 from smooth.evaluate.estimate import Estimator
 from smooth.evaluate.metric import StampError
-from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.smoothness import istd_of
 from smooth.models import trained
 from smooth.models.pipeline import load_pipeline
+from tests.protocols import protocol
 
-PROTOCOL = Protocol(
-    prompts=("red heart", "a cat", "a hat"),
-    picture_prompts=("a dog",),
-    frames=3,
-    strips=1,
-    seed=7,
-    image_size=64,
-    steps=2,
-    guidance=3.0,
-    base="tiny",
-    data="none",
-)
+PROTOCOL = protocol()
 
 
 def expected(base: str, folder: Path, prompt: int) -> tuple[float, float]:
@@ -69,8 +58,7 @@ def test_it_is_the_evaluations_istd_of_those_weights_on_fewer_prompts(
         for name, parameter in trained.choose(unet, config, seed=0).items()
     }
     trained.save(str(tmp_path), weights, unet, config)
-    protocol = PROTOCOL.first(1)
-    estimator = Estimator(tiny_base, None, config, protocol, batch_size=2, cuda=False)
+    estimator = Estimator(tiny_base, None, config, PROTOCOL.first(1), batch_size=2, cuda=False)
     metrics = estimator.estimate({name: weight.numpy() for name, weight in weights.items()})
     base, smooth = expected(tiny_base, tmp_path, 0)
     assert [metric.value for metric in metrics] == pytest.approx([base, smooth, smooth - base], rel=0.02)

@@ -15,6 +15,7 @@ from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.running import Running
 from smooth.evaluate.sampling import LOOK_EVERY, Sampling
 from smooth.evaluate.worker import Block, Model
+from tests.protocols import protocol
 
 FRAMES, SIZE = 5, 8
 
@@ -26,18 +27,13 @@ def interpolations(prompts: int, uneven: float, seed: int = 0) -> Any:
     return (128 + 60 * spread * rng.uniform(-1, 1, (prompts, FRAMES, 4, 4, 3))).clip(0, 255).astype(np.uint8)
 
 
-def protocol(prompts: int) -> Protocol:
-    return Protocol(
+def of(prompts: int) -> Protocol:
+    return protocol(
         prompts=tuple(f"prompt {number}" for number in range(prompts)),
         picture_prompts=("a", "b", "c"),
         frames=FRAMES,
         strips=2,
         seed=0,
-        image_size=4,
-        steps=1,
-        guidance=1.0,
-        base="none",
-        data="none",
     )
 
 
@@ -60,7 +56,7 @@ class Painters:
 
 
 def sampling(root: Path, prompts: int) -> Sampling:
-    return Sampling(protocol(prompts), {"base": str(root / "base"), "smooth": str(root / "smooth")}, SIZE)
+    return Sampling(of(prompts), {"base": str(root / "base"), "smooth": str(root / "smooth")}, SIZE)
 
 
 def test_blocks_that_cut_across_interpolations_give_what_all_pictures_give(tmp_path: Path) -> None:
@@ -108,10 +104,10 @@ def test_stops_at_the_first_look_where_both_intervals_are_tight_enough(tmp_path:
     assert np.array_equal(
         sampled.measurement("base", expected).distances, istd.neighbour_distances(frames["base"][:expected])
     )
-    stopped = protocol(200).stopped(expected, 0.11)
+    stopped = of(200).stopped(expected, 0.11)
     assert len(stopped.prompts) == expected
     assert stopped.interpolation_stamp["until_ci"] == 0.11
-    assert protocol(200).stopped(200, 0.11) == protocol(200)
+    assert of(200).stopped(200, 0.11) == of(200)
 
 
 def test_estimate_while_frames_come_in_any_order() -> None:
