@@ -46,7 +46,7 @@ class Follower:
             self._forward(ANSI.sub("", line).rstrip())
         elif time.monotonic() - self._shown_at >= PROGRESS_SECONDS or step.done >= step.total:
             self._shown_at = time.monotonic()
-            text = progress_text(step)
+            text = step.text()
             self._logger.info(text)
             update_progress_artifact(self._artifact, progress=step.percent, description=text)
 
@@ -70,19 +70,11 @@ class Follower:
         self._logger.info(line)
 
 
-def progress_text(step: progress.Progress) -> str:
-    """One line for people: ``train: 50/200 steps (25 %), loss 0.123``."""
-    facts = "".join(f", {name} {_number(value)}" for name, value in step.facts.items())
-    return f"{step.stage}: {step.done}/{step.total} {step.unit} ({step.percent:.0f} %){facts}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def show_manifest(stage: Stage, folder: str, manifest: dict[str, Any]) -> None:
     """Publish the stage's summary as a table, and its pictures."""
-    rows = "\n".join(f"| {_cell(name)} | {_cell(_number(value))} |" for name, value in manifest["summary"].items())
+    rows = "\n".join(
+        f"| {_cell(name)} | {_cell(progress.number(value))} |" for name, value in manifest["summary"].items()
+    )
     create_markdown_artifact(
         f"# {stage}\n\n`{manifest['fingerprint']}`, {manifest['seconds']:.1f} s\n\n"
         f"| | |\n|---|---|\n{rows}\n\nArtifact: `{folder}`\n",

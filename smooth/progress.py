@@ -33,10 +33,16 @@ class Progress:
         """The log line that :func:`parse` reads back."""
         return PREFIX + json.dumps(asdict(self), separators=(",", ":"))
 
+    def text(self) -> str:
+        """One line for people: ``train: 50/200 steps (25 %), loss 0.123``."""
+        facts = "".join(f", {name} {number(value)}" for name, value in self.facts.items())
+        return f"{self.stage}: {self.done}/{self.total} {self.unit} ({self.percent:.0f} %){facts}"
+
 
 def report(stage: str, done: int, total: int, unit: str, **facts: float | int | str) -> None:
-    """Print one progress line to standard output, at once."""
-    print(Progress(stage, done, total, unit, facts).line(), file=sys.stdout, flush=True)
+    """Print one progress line to standard output, at once; in words where a person looks on."""
+    step = Progress(stage, done, total, unit, facts)
+    print(step.text() if sys.stdout.isatty() else step.line(), flush=True)
 
 
 def parse(line: str) -> Progress | None:
@@ -51,3 +57,8 @@ def parse(line: str) -> Progress | None:
         return Progress(**json.loads(rest))
     except (json.JSONDecodeError, TypeError):
         return None
+
+
+def number(value: float | int | str) -> str:
+    """Four digits of a float, all of anything else."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -83,7 +83,7 @@ class Protocol:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything in it: the base's measurement is kept under it and shared by evaluations."""
+        """16 hex digits over everything in it: pictures are kept under it and shared by evaluations."""
         return _digest(asdict(self))
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from smooth import store, tracking
-from smooth.config import STAGE_VERSIONS, RunConfig
+from smooth.config import STAGE_VERSIONS, ConfigError, RunConfig
 from smooth.evaluate import inception, page, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.measure import Comparison, Found, evaluations, measure
@@ -60,9 +60,11 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
 
     Raises:
         store.ArtifactError: the preset's ingest or latents are not finished.
-        ConfigError: Inception-v3's weights are named and not there, or not what they should be.
+        ConfigError: the two are one model, or Inception-v3's weights are named and not what they should be.
     """
     started = time.monotonic()
+    if model.identity == against.identity:
+        raise ConfigError(f"{names[0]} and {names[1]} are the same model, to the byte; name another by --against")
     comparison = _comparison(config, model, against)
     parts = [str(STAGE_VERSIONS["evaluate"]), comparison.protocol.fingerprint, model.identity, against.identity]
     parts.append(str(config.evaluate.until_ci))

@@ -64,16 +64,19 @@ def find(name: str, base: ModelConfig, scratch: str, fetch: Fetch) -> Subject:
     Raises:
         ConfigError: nothing there, or only a pickle.
     """
+    scratch = _absolute(scratch)
     if name.startswith(REGISTERED):
         return Subject(*fetch(name, scratch))
     if name.endswith(PICKLES):
         raise ConfigError(f"{name} is a pickle, which can run any code when it is read; give the model as safetensors")
     if name.endswith(".safetensors"):
         return Subject(base.base, base.revision, _lora_folder(name, scratch))
-    if _holds(name, "model_index.json") or name.startswith("builtin:"):
+    if name.startswith("builtin:"):
         return Subject(name)
+    if _holds(name, "model_index.json"):
+        return Subject(_absolute(name))
     if _holds(name, WEIGHTS_NAME) or _holds(name, UNET):
-        return Subject(base.base, base.revision, name)
+        return Subject(base.base, base.revision, _absolute(name))
     if "://" in name or Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         raise ConfigError(
             f"{name} is no model: neither a pipeline (model_index.json) nor trained weights ({WEIGHTS_NAME}, or the "
@@ -83,8 +86,13 @@ def find(name: str, base: ModelConfig, scratch: str, fetch: Fetch) -> Subject:
     return Subject(identifier, revision or None)
 
 
+def _absolute(folder: str) -> str:
+    """The same folder to an actor, which works in another one."""
+    return folder if "://" in folder else str(Path(folder).expanduser().absolute())
+
+
 def _holds(folder: str, name: str) -> bool:
-    return store.exists(store.join(folder, name))
+    return store.exists(store.join(_absolute(folder), name))
 
 
 def _lora_folder(path: str, scratch: str) -> str:

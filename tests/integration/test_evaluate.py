@@ -154,6 +154,9 @@ def test_another_training_shares_the_pictures(
     assert run.info.run_name == f"{adapter} against {config.model.base}"
     assert "evaluate/istd_smooth" in run.data.metrics
     assert run.info.status == "FINISHED"
+    same = CliRunner().invoke(app, ["evaluate", *options, "--against", adapter])
+    assert same.exit_code == 2
+    assert "are the same model" in same.output
 
 
 def saved(config: RunConfig, root: Path) -> Path:

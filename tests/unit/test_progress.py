@@ -32,3 +32,14 @@ def test_other_lines_hold_no_progress(line: str) -> None:
 @pytest.mark.parametrize(("done", "total", "percent"), [(0, 0, 0.0), (0, 5, 0.0), (5, 5, 100.0), (9, 5, 100.0)])
 def test_percent_stays_between_0_and_100(done: int, total: int, percent: float) -> None:
     assert Progress("train", done, total, "steps").percent == percent
+
+
+def test_progress_is_one_line_for_people() -> None:
+    step = Progress("train", 50, 200, "steps", {"loss": 0.123456, "phase": "warm"})
+    assert step.text() == "train: 50/200 steps (25 %), loss 0.1235, phase warm"
+
+
+def test_a_terminal_shows_it_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    progress.report("train", 50, 200, "steps")
+    assert capsys.readouterr().out == "train: 50/200 steps (25 %)\n"

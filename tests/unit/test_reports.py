@@ -1,4 +1,4 @@
-"""What the flow shows: short progress lines, keys that Prefect accepts, the table of metrics."""
+"""What the flow shows: keys that Prefect accepts, the table of metrics."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ import io
 
 from rich.console import Console
 
-from flows.reports import picture_key, progress_text
+from flows.reports import picture_key
 from smooth.evaluate import table
-from smooth.progress import Progress
-
-
-def test_progress_is_one_line_for_people() -> None:
-    step = Progress("train", 50, 200, "steps", {"loss": 0.123456, "phase": "warm"})
-    assert progress_text(step) == "train: 50/200 steps (25 %), loss 0.1235, phase warm"
 
 
 def test_a_pictures_key_has_only_what_prefect_accepts() -> None:

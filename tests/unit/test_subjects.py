@@ -38,6 +38,18 @@ def test_what_was_trained_goes_with_the_base(tmp_path: Path) -> None:
     assert of(str(tmp_path / "whole"), tmp_path).trained == str(tmp_path / "whole")
 
 
+def test_actors_that_work_elsewhere_find_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store.write_bytes(str(tmp_path / "adapter" / WEIGHTS_NAME), b"weights")
+    assert find("adapter", BASE, "scratch", no_registry).trained == str(tmp_path / "adapter")
+    copied = find(f"adapter/{WEIGHTS_NAME}", BASE, "scratch", no_registry).trained
+    assert copied is not None
+    assert copied.startswith(str(tmp_path / "scratch"))
+    assert find("models:/a@b", BASE, "scratch", lambda _, root: ("base", None, root)).trained == str(
+        tmp_path / "scratch"
+    )
+
+
 def test_a_file_of_any_name_is_a_lora(tmp_path: Path) -> None:
     file = tmp_path / "style.safetensors"
     file.write_bytes(b"weights")
