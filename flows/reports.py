@@ -82,14 +82,14 @@ def show_manifest(stage: Stage, folder: str, manifest: dict[str, Any]) -> None:
         description=f"What {stage} made",
     )
     for name in manifest["pictures"]:
-        _show_picture(stage, store.join(folder, name))
+        show_picture(stage, store.join(folder, name))
 
 
 def _cell(text: str) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def _show_picture(stage: Stage, path: str) -> None:
+def show_picture(stage: str, path: str) -> None:
     """Publish a PNG inside a Markdown artifact: the browser may have no way to the artifact store.
 
     (Prefect's image artifact prints its URL under the picture, which here would be the picture in base64.)
@@ -102,7 +102,7 @@ def _show_picture(stage: Stage, path: str) -> None:
     create_markdown_artifact(body, key=picture_key(stage, path), description=path)
 
 
-def picture_key(stage: Stage, path: str) -> str:
+def picture_key(stage: str, path: str) -> str:
     """An artifact key of lower-case letters, digits and dashes: ``evaluate-strips``."""
     name = path.rpartition("/")[2].rpartition(".")[0]
     return re.sub(r"[^a-z0-9]+", "-", f"{stage}-{name}".lower()).strip("-")

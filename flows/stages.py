@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import State, Task, get_run_logger, task
 from prefect.cache_policies import CachePolicy
@@ -14,6 +16,9 @@ from prefect.context import TaskRunContext
 from flows import reports
 from smooth import stages, store
 from smooth.config import RunConfig, Stage
+
+if TYPE_CHECKING:
+    from smooth.cluster import StageJob
 
 HOUR = 3600.0
 
@@ -44,8 +49,13 @@ def run_stage(stage: Stage, config: RunConfig) -> dict[str, Any]:
     Raises:
         smooth.cluster.StageError: the stage failed, retries included.
     """
+    return configured(stage, config)(stage, config)
+
+
+def configured(stage: Stage, config: RunConfig) -> Task[[Stage, RunConfig], dict[str, Any]]:
+    """The task of ``stage`` with its policy: call it, or submit it to run beside others."""
     policy = POLICIES[stage]
-    configured: Task[..., dict[str, Any]] = stage_task.with_options(
+    return stage_task.with_options(
         name=stage,
         task_run_name=f"{stage} {config.fingerprint(stage)[:8]}",
         timeout_seconds=policy.timeout_s,
@@ -53,7 +63,6 @@ def run_stage(stage: Stage, config: RunConfig) -> dict[str, Any]:
         retry_delay_seconds=policy.retry_delay_s,
         refresh_cache=stages.status(stage, config) != "complete",
     )
-    return configured(stage, config)
 
 
 def cache_key(_context: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -93,6 +102,34 @@ def _run_job(stage: Stage, config: RunConfig) -> None:
     follower = reports.Follower(stage, logger)
     with submit_stage(stage, config) as job:
         logger.info("%s Ray job %s", "found the running" if job.attached else "submitted", job.job_id)
-        for line in job.follow():
-            follower.feed(line)
+        with _followed(job):
+            for line in job.follow():
+                follower.feed(line)
     follower.finish()
+
+
+_FOLLOWED: set[StageJob] = set()
+
+
+@contextmanager
+def _followed(job: StageJob) -> Iterator[None]:
+    _FOLLOWED.add(job)
+    try:
+        yield
+    finally:
+        _FOLLOWED.discard(job)
+
+
+@contextmanager
+def stopping_jobs() -> Iterator[None]:
+    """Stop all jobs that submitted tasks follow when the flow is interrupted.
+
+    A cancellation reaches the main thread alone, and they follow their jobs in others.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            for job in list(_FOLLOWED):
+                job.stop()
+        raise

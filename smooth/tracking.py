@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context import registry as context_registry
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from smooth import store
@@ -108,6 +108,11 @@ class Run:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, secrets redacted."""
         self._client.log_batch(self.run_id, tags=[RunTag(key, redact(value)) for key, value in tags.items()])
+
+    def adopt(self, runs: Iterable[str]) -> None:
+        """Show other runs below this one; a run has one parent, the last that took it."""
+        for run_id in runs:
+            self._client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self.run_id)
 
     def log_artifact(self, path: str, folder: str = "") -> None:
         """Copy a file of any fsspec path into the run's ``folder``; text files are redacted on the way."""

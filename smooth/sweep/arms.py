@@ -1,0 +1,66 @@
+"""What a sweep trains: a grid of λ, LoRA rank and lazy k, and any other changes, each on every seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from smooth.config import ConfigError, RunConfig
+
+BASE, CONTROL = "base", "λ = 0, control"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, by its config on each seed."""
+
+    name: str
+    configs: tuple[RunConfig, ...]
+
+
+def arms(
+    preset: str,
+    overrides: Sequence[str],
+    *,
+    weights: Sequence[float],
+    ranks: Sequence[int],
+    every: Sequence[int],
+    also: Sequence[str],
+    seeds: Sequence[int],
+) -> list[Arm]:
+    """All arms, the control (λ = 0 at the preset's rank) first. Every config is checked before anything is trained.
+
+    Args:
+        preset: that all arms start from.
+        overrides: ``key=value`` for all arms.
+        weights: λ of the grid; 0 is the control, which is always there.
+        ranks: of the LoRA; none leaves the preset's, as for ``every``.
+        every: lazy k, the regularizer on each k-th micro-step with k times the weight.
+        also: arms beside the grid, each of one or more ``key=value`` parted by blanks.
+        seeds: of every arm; the same seed is the same samples, noises and prompts in all of them.
+
+    Raises:
+        ConfigError: no seed, two the same, or a config that can't be.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds={list(seeds)}: give one or more, each once")
+    found = {CONTROL: ["train.variation.weight=0"]}
+    grid = itertools.product([weight for weight in weights if weight > 0], ranks or (None,), every or (None,))
+    for weight, rank, k in grid:
+        parts = {"λ": weight, "rank": rank, "k": k}
+        keys = ("train.variation.weight", "train.lora.rank", "train.variation.every")
+        name = ", ".join(f"{part} = {value:g}" for part, value in parts.items() if value is not None)
+        values = zip(keys, parts.values(), strict=True)
+        found[name] = [f"{key}={value}" for key, value in values if value is not None]
+        if rank is not None:  # the update's scale is alpha / rank: kept, so that rank alone differs
+            found[name].append(f"train.lora.alpha={rank}")
+    found |= {change: change.split() for change in also}
+    made: list[Arm] = []
+    seen: set[str] = set()
+    for name, changes in found.items():
+        configs = tuple(RunConfig.load(preset, [*overrides, *changes, f"seed={seed}"]) for seed in seeds)
+        if configs[0].fingerprint("train") not in seen:  # k = 1 named and left out, say
+            made.append(Arm(name, configs))
+        seen.add(configs[0].fingerprint("train"))
+    return made
