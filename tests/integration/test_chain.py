@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -92,6 +93,34 @@ def test_unchanged_inputs_are_not_run_again(cluster: ScratchCluster, config: Run
     assert again.returncode == 0, again.stdout + again.stderr
     assert [manifest.stat().st_mtime_ns for manifest in manifests] == written
     assert "registered smooth-diffusion version" in again.stdout
+
+
+@pytest.mark.usefixtures("first")
+def test_a_sweep_concludes_from_what_did_not_fail(cluster: ScratchCluster, config: RunConfig, root: Path) -> None:
+    """One arm is the chain's own training, one names no layer, and the control is new."""
+    parameters = {
+        "overrides": overrides(root),
+        "weights": [config.train.variation.weight],
+        "ranks": [],
+        "also": ["train.lora.targets=[nothing]"],
+        "seeds": [config.seed],
+        "parallel": 2,
+    }
+    chosen = [part for name, value in parameters.items() for part in ("--param", f"{name}={json.dumps(value)}")]
+    result = cluster.run("-m", "prefect", "deployment", "run", "smooth-sweep/grid", "--watch", *chosen,
+                         PREFECT_API_URL=cluster.state["prefect_api"])  # fmt: skip
+    assert result.returncode != 0
+    assert "1 of 3 arms failed, the others are concluded: train.lora.targets=[nothing]" in result.stdout
+    (folder,) = (root / "sweep").iterdir()
+    manifest = store.read_manifest(str(folder))
+    assert list(manifest["arms"]) == ["λ = 0, control", "λ = 10"]
+    assert manifest["arms"]["λ = 10"] == [config.fingerprint("train")]
+    assert (folder / "pareto.png").read_bytes().startswith(PNG)
+    client = MlflowClient(cluster.state["mlflow_uri"])
+    names = {item.path for item in client.list_artifacts(manifest["run_id"], "sweep")}
+    assert names == {"sweep/pareto.png", "sweep/table.md", "sweep/results.json"}
+    child = client.get_run(store.read_manifest(config.stage_dir("train"))["run_id"])
+    assert child.data.tags["mlflow.parentRunId"] == manifest["run_id"]
 
 
 def test_a_bad_override_ends_the_demo_with_the_key(cluster: ScratchCluster) -> None:
