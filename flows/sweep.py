@@ -81,20 +81,21 @@ def _show_plan(planned: Sequence[Arm]) -> dict[str, Any]:
 
 def _measure(planned: Sequence[Arm], parallel: int) -> dict[str, str]:
     """Train and evaluate all, seed by seed, ``parallel`` at a time; return the failures by arm."""
-    ends: list[tuple[str, PrefectFuture[Any]]] = []
+    ends: list[tuple[str, PrefectFuture[Any], PrefectFuture[Any]]] = []
     for seed in range(len(planned[0].configs)):
         for arm in planned:
             config = arm.configs[seed]
             # An arm waits for the one `parallel` places before, whatever became of it.
-            before = [allow_failure(ends[-parallel][1])] if len(ends) >= parallel else []
+            before = [allow_failure(ends[-parallel][2])] if len(ends) >= parallel else []
             trained = configured("train", config).submit("train", config, return_state=False, wait_for=before)
             measured = configured("evaluate", config).submit("evaluate", config, return_state=False, wait_for=[trained])
-            ends.append((arm.name, measured))
+            ends.append((arm.name, trained, measured))
     failed: dict[str, str] = {}
-    for name, end in ends:
-        end.wait()
-        if not end.state.is_completed():
-            failed[name] = end.state.message or "no message"
+    for name, trained, measured in ends:
+        measured.wait()
+        for end in (measured, trained):  # an evaluation that had no training says nothing of why
+            if not end.state.is_completed():
+                failed[name] = (end.state.message or "no message").splitlines()[0]
     return failed
 
 

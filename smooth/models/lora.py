@@ -14,7 +14,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from smooth import store
-from smooth.config import LoraConfig
+from smooth.config import ConfigError, LoraConfig
 from smooth.models import WEIGHTS_NAME
 
 ADAPTER = "default"
@@ -26,7 +26,7 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
     The start depends on the seed alone, so every rank builds the same adapter.
 
     Raises:
-        ValueError: no layer of the UNet is named by ``train.lora.targets``.
+        ConfigError: no layer of the UNet is named by ``train.lora.targets``.
     """
     unet.requires_grad_(False)
     settings = PeftLoraConfig(
@@ -37,7 +37,7 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
         try:
             unet.add_adapter(settings, ADAPTER)
         except ValueError as error:
-            raise ValueError(f"train.lora.targets={list(config.targets)} does not fit model.base: {error}") from error
+            raise ConfigError(f"train.lora.targets={list(config.targets)} does not fit model.base: {error}") from error
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 

@@ -21,7 +21,7 @@ def choose(unet: UNet2DConditionModel, config: TrainConfig, seed: int) -> dict[s
     """The parameters that ``train.method`` trains, by name: a new LoRA's, or all. The others are frozen.
 
     Raises:
-        ValueError: no layer of the UNet is named by ``train.lora.targets``.
+        ConfigError: no layer of the UNet is named by ``train.lora.targets``.
     """
     if config.method == "lora":
         lora.add_lora(unet, config.lora, seed)

@@ -41,7 +41,7 @@ def arms(
         seeds: of every arm; the same seed is the same samples, noises and prompts in all of them.
 
     Raises:
-        ConfigError: no seed, two the same, or a config that can't be.
+        ConfigError: no seed, two the same, a config that can't be, or an arm that differs in more than its training.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds={list(seeds)}: give one or more, each once")
@@ -60,7 +60,19 @@ def arms(
     seen: set[str] = set()
     for name, changes in found.items():
         configs = tuple(RunConfig.load(preset, [*overrides, *changes, f"seed={seed}"]) for seed in seeds)
+        _check_only_training_differs(name, configs[0], made)
         if configs[0].fingerprint("train") not in seen:  # k = 1 named and left out, say
             made.append(Arm(name, configs))
         seen.add(configs[0].fingerprint("train"))
     return made
+
+
+def _check_only_training_differs(name: str, config: RunConfig, others: Sequence[Arm]) -> None:
+    if not others:
+        return
+    first = others[0].configs[0]
+    if config.fingerprint("latents") != first.fingerprint("latents") or config.evaluate != first.evaluate:
+        raise ConfigError(
+            f"also={name!r} changes more than train.*: what is trained on other data or measured otherwise does not "
+            "compare; give such a change to all arms, as overrides"
+        )

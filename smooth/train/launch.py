@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from smooth import cluster, store, tracking
-from smooth.config import RunConfig, TrainConfig, resolve_model
+from smooth.config import ConfigError, RunConfig, TrainConfig, resolve_model
 from smooth.evaluate.protocol import Protocol
 from smooth.models import WEIGHTS_NAME
 from smooth.train.job import Place, TrainJob, ignore
@@ -187,7 +187,7 @@ def _worker(settings: dict[str, Any]) -> Outcome:
         try:
             with _restored() as folder:
                 state = Training(job, place).run(folder)
-        except TrainError as error:
+        except (TrainError, ConfigError) as error:
             # Raised alike on every rank. Returned, since Ray would start the workers again after an exception.
             return Outcome(step=0, samples_seen=0, metrics={}, refused=str(error))
         finish()

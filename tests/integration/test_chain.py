@@ -110,9 +110,9 @@ def test_a_sweep_concludes_from_what_did_not_fail(cluster: ScratchCluster, confi
     result = cluster.run("-m", "prefect", "deployment", "run", "smooth-sweep/grid", "--watch", *chosen,
                          PREFECT_API_URL=cluster.state["prefect_api"])  # fmt: skip
     assert result.returncode != 0
-    assert "1 of 3 arms failed, the others are concluded: train.lora.targets=[nothing]" in result.stdout
     (folder,) = (root / "sweep").iterdir()
     manifest = store.read_manifest(str(folder))
+    assert "stage train failed: train.lora.targets" in manifest["failed"]["train.lora.targets=[nothing]"]
     assert list(manifest["arms"]) == ["λ = 0, control", "λ = 10"]
     assert manifest["arms"]["λ = 10"] == [config.fingerprint("train")]
     assert (folder / "pareto.png").read_bytes().startswith(PNG)

@@ -60,6 +60,7 @@ def test_what_trains_the_same_is_trained_once() -> None:
         ({"seeds": (1, 1)}, r"seeds=\[1, 1\]: give one or more, each once"),
         ({"ranks": (0,)}, r"train\.lora\.rank"),
         ({"also": ("train.step=3",)}, r"unknown key train\.step"),
+        ({"also": ("train.steps=3 evaluate.steps=7",)}, r"changes more than train\.\*"),
     ],
 )
 def test_what_can_not_be_trained_is_refused_at_once(changes: dict[str, Any], message: str) -> None:
