@@ -1,0 +1,202 @@
+"""Real pictures back to noise: DDIM inversion, and null-text inversion (arXiv 2211.09794), batched over pictures.
+
+DDIM inversion walks the sampler's steps backwards, taking the network's answer at the nearer latent for that at the
+farther one; the error of a walk falls as 1 / steps. It holds without guidance. With it, null-text inversion moves the
+unconditional embedding of each step until the guided walk keeps to the inverted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smooth.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class NullText:
+    """What null-text inversion found."""
+
+    embeddings: Tensor
+    """(steps, B, L, D): the unconditional embedding of each step, from noise to picture"""
+    losses: Tensor
+    """(steps, inner steps + 1, B): mean squared distance to the inverted walk of the best embedding so far"""
+
+
+class Walk:
+    """The deterministic DDIM steps of one pipeline, forwards and backwards, at one number of steps."""
+
+    def __init__(self, pipeline: Any, steps: int) -> None:
+        """Take the network and the schedule of ``pipeline``, which has a DDIM scheduler.
+
+        Raises:
+            ValueError: the network wants more than one text embedding (Stable Diffusion XL), or too many steps.
+        """
+        if getattr(pipeline.unet.config, "addition_embed_type", None) is not None:
+            raise ValueError(
+                "inversion knows Stable Diffusion's one text embedding; this network (XL) takes others too"
+            )
+        scheduler = pipeline.scheduler
+        if not 1 <= steps <= scheduler.config.num_train_timesteps:
+            raise ValueError(f"steps={steps}: give 1 to {scheduler.config.num_train_timesteps}, as the schedule has")
+        scheduler.set_timesteps(steps)
+        self._unet = pipeline.unet
+        self._schedule = NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+        self._last = float(scheduler.final_alpha_cumprod)  # of the end of the walk, the clean latent
+        self._stride = scheduler.config.num_train_timesteps // steps
+        self.timesteps: list[int] = scheduler.timesteps.tolist()
+        """from noise to picture"""
+
+    def predict(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+        """The network's output (B, C, h, w)."""
+        output: Tensor = self._unet(latents, timestep, encoder_hidden_states=text).sample
+        return output
+
+    def guided(self, latents: Tensor, timestep: int, text: Tensor, null: Tensor, guidance: float) -> Tensor:
+        """The output under classifier-free guidance; at scale 1 that of ``text`` alone."""
+        if guidance == 1:
+            return self.predict(latents, timestep, text)
+        plain, conditioned = self.predict(latents.repeat(2, 1, 1, 1), timestep, torch.cat([null, text])).chunk(2)
+        return plain + guidance * (conditioned - plain)
+
+    def forwards(self, latents: Tensor, timestep: int, output: Tensor) -> Tensor:
+        """One step from ``timestep`` towards the picture."""
+        here, there = self._levels(timestep)
+        return self._moved(latents, output, here, there)
+
+    def backwards(self, latents: Tensor, timestep: int, output: Tensor) -> Tensor:
+        """One step towards noise, to ``timestep``."""
+        here, there = self._levels(timestep)
+        return self._moved(latents, output, there, here)
+
+    def _levels(self, timestep: int) -> tuple[float, float]:
+        """``alphas_cumprod`` at a timestep and at the next one towards the picture."""
+        following = timestep - self._stride
+        alphas = self._schedule.alphas_cumprod
+        return float(alphas[timestep]), float(alphas[following]) if following >= 0 else self._last
+
+    def _moved(self, latents: Tensor, output: Tensor, start: float, end: float) -> Tensor:
+        """From one level of ``alphas_cumprod`` to another along the noise that the output tells (DDIM, eq. 12)."""
+        if self._schedule.prediction_type == "epsilon":
+            noise = output
+            clean = (latents - (1 - start) ** 0.5 * noise) / start**0.5
+        else:
+            noise = start**0.5 * output + (1 - start) ** 0.5 * latents
+            clean = start**0.5 * latents - (1 - start) ** 0.5 * output
+        moved: Tensor = end**0.5 * clean + (1 - end) ** 0.5 * noise
+        return moved
+
+
+@torch.no_grad()
+def ddim_inversion(walk: Walk, latents: Tensor, text: Tensor) -> list[Tensor]:
+    """The walk from clean latents to noise without guidance.
+
+    Args:
+        walk: the steps.
+        latents: (B, C, h, w), scaled as the network sees them.
+        text: (B, L, D) embedding of each picture's prompt.
+
+    Returns:
+        steps + 1 latents (B, C, h, w), from the clean ones to the noise.
+    """
+    found = [latents]
+    for timestep in reversed(walk.timesteps):
+        found.append(walk.backwards(found[-1], timestep, walk.predict(found[-1], timestep, text)))
+    return found
+
+
+@torch.no_grad()
+def reconstruct(walk: Walk, noise: Tensor, text: Tensor, nulls: Sequence[Tensor] | Tensor, guidance: float) -> Tensor:
+    """Clean latents (B, C, h, w) from noise, with an unconditional embedding (B, L, D) for each step."""
+    latents = noise
+    for timestep, null in zip(walk.timesteps, nulls, strict=True):
+        latents = walk.forwards(latents, timestep, walk.guided(latents, timestep, text, null, guidance))
+    return latents
+
+
+def null_text_inversion(
+    walk: Walk,
+    inverted: Sequence[Tensor],
+    text: Tensor,
+    null: Tensor,
+    *,
+    guidance: float,
+    inner_steps: int = 10,
+    tolerance: float = 1e-5,
+    learning_rate: float = 1e-2,
+) -> NullText:
+    """Fit each step's unconditional embedding, so that the guided walk meets the inverted one.
+
+    Adam, as in the paper, with its falling learning rate and its tolerance that rises along the walk. Of each step the
+    embedding of least loss is kept, so the loss never rises; a picture below the tolerance is left as it is, so what
+    becomes of one doesn't depend on the others of its batch.
+
+    Args:
+        walk: the steps.
+        inverted: of :func:`ddim_inversion`, in its order.
+        text: (B, L, D).
+        null: (B, L, D) embedding of the empty prompt, where it starts.
+        guidance: scale that the embeddings are made for.
+        inner_steps: of the optimizer, for each step of the walk.
+        tolerance: mean squared distance that is near enough at the first step.
+        learning_rate: of the first step.
+    """
+    latents, kept = inverted[-1], null.detach()
+    embeddings, losses = [], []
+    for index, timestep in enumerate(walk.timesteps):
+        with torch.no_grad():
+            conditioned = walk.predict(latents, timestep, text)
+        fit = _Step(walk, latents, conditioned, inverted[-2 - index], timestep, guidance)
+        rate, enough = learning_rate * max(0.0, 1 - index / 100), tolerance + index * 2e-5
+        kept, told = _fit(fit, kept, rate, enough, inner_steps)
+        with torch.no_grad():
+            latents = fit.moved(kept)
+        embeddings.append(kept)
+        losses.append(told)
+    return NullText(torch.stack(embeddings), torch.stack(losses))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One guided step of the walk as a function of the unconditional embedding."""
+
+    walk: Walk
+    latents: Tensor
+    conditioned: Tensor
+    target: Tensor
+    timestep: int
+    guidance: float
+
+    def moved(self, null: Tensor) -> Tensor:
+        plain = self.walk.predict(self.latents, self.timestep, null)
+        output = plain + self.guidance * (self.conditioned - plain)
+        return self.walk.forwards(self.latents, self.timestep, output)
+
+    def loss(self, null: Tensor) -> Tensor:
+        """Mean squared distance of each picture, (B,)."""
+        return (self.moved(null) - self.target).square().flatten(1).mean(1)
+
+
+def _fit(step: _Step, start: Tensor, rate: float, enough: float, inner_steps: int) -> tuple[Tensor, Tensor]:
+    """The best embedding (B, L, D), and the least loss (inner steps + 1, B) at each inner step."""
+    moving = start.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([moving], lr=rate)
+    best, least = start, torch.full((len(start),), torch.inf, device=start.device)
+    told: list[Tensor] = []
+    for inner in range(inner_steps + 1):
+        with torch.enable_grad():
+            loss = step.loss(moving)
+        better = (loss < least) & (least > enough)
+        best = torch.where(better[:, None, None], moving.detach(), best)
+        least = torch.where(better, loss.detach(), least)
+        told.append(least)
+        if inner == inner_steps or bool((least <= enough).all()):
+            break
+        (moving.grad,) = torch.autograd.grad(loss.sum(), [moving])  # a picture's loss has its own embedding alone
+        optimizer.step()
+    told += [least] * (inner_steps + 1 - len(told))
+    return best, torch.stack(told)
