@@ -8,10 +8,11 @@ from typing import Protocol as Typing
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import features, inception, istd
+from smooth.evaluate import features, inception, istd, perceptual, reconstruction
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.quality import Space, quality
+from smooth.evaluate.reconstruction import Reconstructed
 from smooth.evaluate.smoothness import ISTD as ISTD
 from smooth.evaluate.smoothness import istd_difference, smoothness
 
@@ -35,7 +36,11 @@ class Measured(Typing):
 
 
 def metrics_of(
-    protocol: Protocol, base: Measured, smooth: Measured, reference: npt.NDArray[np.float32]
+    protocol: Protocol,
+    base: Measured,
+    smooth: Measured,
+    reference: npt.NDArray[np.float32],
+    reconstructed: Reconstructed | None = None,
 ) -> list[Metric]:
     """All metrics of base and fine-tuned, and the paired difference of ISTD over prompts."""
     metrics = []
@@ -43,6 +48,8 @@ def metrics_of(
         metrics += smoothness(protocol, name, measured.distances, measured.spreads)
         metrics += _quality(protocol, name, measured.features, reference)
     metrics.append(istd_difference(protocol, base.distances, smooth.distances))
+    if reconstructed is not None:
+        metrics += reconstruction.metrics(protocol, reconstructed, perceptual.find())
     return metrics
 
 

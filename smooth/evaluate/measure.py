@@ -15,7 +15,9 @@ from ray.util import ActorPool
 from smooth import cluster, store
 from smooth.config import STAGE_VERSIONS, RunConfig
 from smooth.evaluate import inception
-from smooth.evaluate.protocol import Protocol, reference_pictures
+from smooth.evaluate.protocol import Protocol
+from smooth.evaluate.real import Captioned, captioned_pictures, reference_pictures
+from smooth.evaluate.reconstruction import Reconstructed
 from smooth.evaluate.sampling import Measurement, Sampling
 from smooth.evaluate.subjects import Subject
 from smooth.evaluate.worker import Model, Painter
@@ -56,8 +58,18 @@ class Found:
     smooth: Measurement
     reference: npt.NDArray[np.float32]
     """(M, D) features of the reference pictures"""
+    real: Captioned | None
+    """pictures that were painted again, if any"""
     sampled: int
     """pictures that were not there from before"""
+
+    @property
+    def reconstructed(self) -> Reconstructed | None:
+        """What came back of real pictures, where any were inverted."""
+        base, smooth = self.base.reconstructed, self.smooth.reconstructed
+        if self.real is None or base is None or smooth is None:
+            return None
+        return Reconstructed(self.real.pictures, base, smooth)
 
 
 def evaluations(config: RunConfig) -> str:
@@ -73,9 +85,11 @@ def measure(comparison: Comparison) -> Found:
     """
     protocol, evaluate = comparison.protocol, comparison.config.evaluate
     models: tuple[Model, ...] = ("base", "smooth")
-    sampling = Sampling(protocol, {model: comparison.blocks(model) for model in models}, evaluate.batch_size)
+    folders = {model: comparison.blocks(model) for model in models}
+    sampling = Sampling(protocol, folders, evaluate.batch_size, evaluate.reconstruction_batch)
+    real = _real(comparison.config)
     reference_path = store.join(comparison.folder, "reference.npz")
-    with Studio(comparison) as studio:
+    with Studio(comparison, real) as studio:
         if not store.exists(reference_path):
             _save(reference_path, features=_reference_features(comparison.config, studio.pool()))
         prompts = sampling.run(studio.pool, evaluate.until_ci)
@@ -84,6 +98,7 @@ def measure(comparison: Comparison) -> Found:
         sampling.measurement("base", prompts),
         sampling.measurement("smooth", prompts),
         _load(reference_path)["features"],
+        real,
         sampling.sampled,
     )
 
@@ -94,8 +109,9 @@ class Studio(AbstractContextManager["Studio"]):
     A dead one is restarted and its block sampled again.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, real: Captioned | None) -> None:
         self._comparison = comparison
+        self._real = real
         self._actors: list[Any] = []
         self._arguments: tuple[Any, ...] = ()  # held while there are actors: one that is restarted takes them again
 
@@ -120,8 +136,17 @@ class Studio(AbstractContextManager["Studio"]):
             max_task_retries=ACTOR_RESTARTS,
         )
         cuda = evaluate.gpus_per_actor > 0
-        self._arguments = (asked.subjects, ray.put(asked.protocol), cuda, ray.put(asked.weights))
+        self._arguments = (asked.subjects, ray.put(asked.protocol), cuda, ray.put(asked.weights), ray.put(self._real))
         return [actor.remote(*self._arguments) for _ in range(evaluate.actors)]
+
+
+def _real(config: RunConfig) -> Captioned | None:
+    """The pictures to paint again."""
+    if not config.evaluate.reconstructions:
+        return None
+    return captioned_pictures(
+        config.stage_dir("ingest"), config.evaluate.reconstructions, config.latents.image_size, config.seed
+    )
 
 
 def _reference_features(config: RunConfig, pool: ActorPool) -> npt.NDArray[np.float32]:

@@ -29,6 +29,20 @@ def hub_path() -> str:
     return store.join(torch.hub.get_dir(), "checkpoints", FILE)
 
 
+def missing() -> str:
+    """Why LPIPS is unavailable, and what to do."""
+    return f"needs torchvision's {FILE}: put it at {hub_path()} before the evaluation"
+
+
+def find() -> PerceptualNetwork | None:
+    """LPIPS, where torch's hub cache has its file.
+
+    Raises:
+        ConfigError: another file under its name.
+    """
+    return PerceptualNetwork() if store.exists(hub_path()) else None
+
+
 class PerceptualNetwork:
     """LPIPS 0.1 on AlexNet: squared perceptual distances of pictures in [0, 1]."""
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
 from smooth import store
 from smooth.config import ConfigError, RunConfig, model_identity
-from smooth.data import pictures
-from smooth.data.shards import Shard, ShardReader
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,10 @@ class Protocol:
     """by what the ingested pictures are counted when the reference pictures are drawn"""
     inception: str = ""
     """SHA-256 of Inception-v3's weights, whose features then follow EfficientNet-Lite0's; empty without them"""
+    reconstructions: int = 0
+    """real pictures that are inverted and painted again"""
+    null_text_steps: int = 10
+    """of the optimizer, for each step of null-text inversion"""
     until_ci: float | None = None
     """the width that ended the interpolations early, which makes their intervals a little too narrow; None: all"""
 
@@ -69,11 +68,13 @@ class Protocol:
             guidance=evaluate.guidance,
             base=model_identity(config.model.base, config.model.revision),
             data=config.fingerprint("latents"),
+            reconstructions=evaluate.reconstructions,
+            null_text_steps=evaluate.null_text_steps,
         )
 
     def first(self, prompts: int) -> Protocol:
         """The same on the first ``prompts`` (at most those that there are), with their noises; no single pictures."""
-        return replace(self, prompts=self.prompts[:prompts], picture_prompts=())
+        return replace(self, prompts=self.prompts[:prompts], picture_prompts=(), reconstructions=0)
 
     def stopped(self, prompts: int, until_ci: float | None) -> Protocol:
         """What was sampled when it ended after ``prompts``, by ``until_ci`` where that is fewer than all."""
@@ -120,6 +121,18 @@ class Protocol:
             "reference_order": self.reference_order,
         }
 
+    @property
+    def reconstruction_stamp(self) -> dict[str, str | int | float]:
+        """The part of values measured on pictures that were inverted and painted again."""
+        return {
+            **self.stamp,
+            "reference": self.data,
+            "pictures": self.reconstructions,
+            "prompts": "captions",
+            "null_text_steps": self.null_text_steps,
+            "pixels": "[0, 1]",
+        }
+
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
@@ -155,27 +168,3 @@ def _draw(values: Sequence[str], count: int, seed: str) -> list[str]:
     while len(drawn) < count:
         drawn += rng.sample(values, min(len(values), count - len(drawn)))
     return drawn
-
-
-def reference_pictures(ingest: str, count: int, size: int, seed: int, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Batches (B, size, size, 3) uint8 of a random subset of the ingested pictures, at most ``count`` in all."""
-    manifest = store.read_manifest(ingest)
-    shards = Shard.of(manifest)
-    total = sum(shard.rows for shard in shards)
-    chosen = sorted(random.Random(f"{seed}/reference").sample(range(total), min(count, total)))
-    waiting: list[npt.NDArray[np.uint8]] = []
-    start = 0
-    for shard in shards:
-        wanted = [index - start for index in chosen if start <= index < start + shard.rows]
-        start += shard.rows
-        if not wanted:
-            continue
-        reader = ShardReader(ingest, shard, manifest["encoding"])
-        for position in wanted:
-            picture = pictures.decode(reader.read(reader.keys[position]).picture)
-            waiting.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)))
-            if len(waiting) == batch:
-                yield np.stack(waiting)
-                waiting = []
-    if waiting:
-        yield np.stack(waiting)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smooth import store
+from smooth.evaluate.reconstruction import WAYS, Reconstructed
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print by lightness.
 COLOURS = {"base": "#D55E00", "smooth": "#0072B2"}
@@ -38,6 +39,28 @@ def draw_strips(path: str, prompts: Sequence[str], base: npt.NDArray[np.uint8], 
             label = axis.set_ylabel(name, rotation=0, ha="right", va="center", color=COLOURS[name], fontsize=10)
             label.set_fontweight("bold")
         axes[2 * row].set_title(textwrap.shorten(prompts[row], 90), loc="left", fontsize=10)
+    _save(figure, path)
+
+
+def draw_reconstructions(path: str, found: Reconstructed) -> None:
+    """Real pictures above what came back of them, at most ten.
+
+    Args:
+        path: PNG on any fsspec path.
+        found: pictures of both models by each way; the VAE is the base's.
+    """
+    rows = [("real picture", "black", found.originals), (WAYS[0], "black", found.base[:, 0])]
+    for way, name in enumerate(WAYS[1:], start=1):
+        rows += [(f"{name}\n{model}", COLOURS[model], getattr(found, model)[:, way]) for model in COLOURS]
+    count = min(10, len(found.originals))
+    figure = Figure(figsize=(2.2 + count * 0.95, len(rows) * 0.98), dpi=110, layout="constrained")
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axis, (name, colour, pictures) in zip(axes, rows, strict=True):
+        axis.imshow(np.concatenate(list(pictures[:count]), axis=1), interpolation="nearest", aspect="equal")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, fontsize=9)
     _save(figure, path)
 
 

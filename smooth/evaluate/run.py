@@ -16,7 +16,7 @@ from smooth.evaluate.metric import Metric
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.subjects import Subject
 
-PICTURES = ["strips.png", "curves.png", "histogram.png"]
+STRIPS, CURVES, HISTOGRAM, RECONSTRUCTIONS = "strips.png", "curves.png", "histogram.png", "reconstructions.png"
 REPORT = "report.html"
 
 
@@ -42,7 +42,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     metrics = _present(folder, config, found, names, started)
     with tracking.resume_run(training["run_id"]) as tracked:
         tracked.set_tags(tracking.fingerprint_tags(config, ("evaluate",)))
-        _log(tracked, folder, metrics)
+        _log(tracked, folder, metrics, _pictures(found))
     about = {
         "stage": "evaluate",
         "fingerprint": config.fingerprint("evaluate"),
@@ -76,7 +76,7 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
     metrics = _present(folder, config, found, names, started)
     tags = {"smooth.model": names[0], "smooth.against": names[1], "smooth.preset": config.preset}
     with tracking.start_evaluation(config, f"{names[0]} against {names[1]}", tags) as tracked:
-        _log(tracked, folder, metrics)
+        _log(tracked, folder, metrics, _pictures(found))
     about = {"stage": "evaluate", "fingerprint": fingerprint, "run_id": tracked.run_id, "models": names}
     return folder, _finish(folder, about, found, metrics, started)
 
@@ -89,14 +89,16 @@ def _comparison(config: RunConfig, model: Subject, against: Subject) -> Comparis
 
 def _present(folder: str, config: RunConfig, found: Found, names: tuple[str, str], started: float) -> list[Metric]:
     """Write the metrics, draw the pictures, and make the report of both."""
-    metrics = metrics_of(found.protocol, found.base, found.smooth, found.reference)
+    reconstructed = found.reconstructed
+    metrics = metrics_of(found.protocol, found.base, found.smooth, found.reference, reconstructed)
     values = [metric.as_dict() for metric in metrics]
     store.write_json(store.join(folder, "metrics.json"), values)
-    strips, curves, histogram = (store.join(folder, name) for name in PICTURES)
-    report.draw_strips(strips, found.protocol.prompts, found.base.strips, found.smooth.strips)
-    report.draw_curves(curves, found.base.distances, found.smooth.distances)
-    report.draw_histogram(histogram, found.base.distances, found.smooth.distances)
-    pictures = {name: store.read_bytes(store.join(folder, name)) for name in PICTURES}
+    report.draw_strips(store.join(folder, STRIPS), found.protocol.prompts, found.base.strips, found.smooth.strips)
+    report.draw_curves(store.join(folder, CURVES), found.base.distances, found.smooth.distances)
+    report.draw_histogram(store.join(folder, HISTOGRAM), found.base.distances, found.smooth.distances)
+    if reconstructed is not None:
+        report.draw_reconstructions(store.join(folder, RECONSTRUCTIONS), reconstructed)
+    pictures = {name: store.read_bytes(store.join(folder, name)) for name in _pictures(found)}
     evaluate = config.evaluate
     cost = page.Cost(time.monotonic() - started, found.sampled, evaluate.actors * evaluate.gpus_per_actor)
     shown = (tracking.redact(names[0]), tracking.redact(names[1]))
@@ -105,11 +107,16 @@ def _present(folder: str, config: RunConfig, found: Found, names: tuple[str, str
     return metrics
 
 
-def _log(tracked: tracking.Run, folder: str, metrics: list[Metric]) -> None:
+def _pictures(found: Found) -> list[str]:
+    """In the order in which they are shown."""
+    return [STRIPS, CURVES, HISTOGRAM, *([] if found.real is None else [RECONSTRUCTIONS])]
+
+
+def _log(tracked: tracking.Run, folder: str, metrics: list[Metric], pictures: list[str]) -> None:
     tracked.log_metrics({metric_key(metric): metric.value for metric in metrics if metric.value is not None})
     for name in ("metrics.json", REPORT):
         tracked.log_artifact(store.join(folder, name), "evaluate")
-    for picture in PICTURES:
+    for picture in pictures:
         tracked.log_picture(store.join(folder, picture), "evaluate")
 
 
@@ -120,7 +127,7 @@ def _finish(folder: str, about: dict[str, Any], found: Found, metrics: list[Metr
         | {
             "seconds": time.monotonic() - started,
             "summary": summary_of(metrics, found.base.distances, found.smooth.distances, found.protocol.seed),
-            "pictures": PICTURES,
+            "pictures": _pictures(found),
             "report": REPORT,
             "metrics": [metric.as_dict() for metric in metrics],
             "protocol": found.protocol.fingerprint,

@@ -38,17 +38,22 @@ class Measurement:
     """(N, D) as the painters give them"""
     strips: npt.NDArray[np.uint8]
     """(S, F, H, W, 3) the first S interpolations"""
+    reconstructed: npt.NDArray[np.uint8] | None
+    """(R, 3, H, W, 3) real pictures painted again in each way, where any were"""
 
 
 class Sampling:
     """One evaluation's pictures: what is there of each model, and what is still to be sampled."""
 
-    def __init__(self, protocol: Sampled, folders: dict[Model, str], batch_size: int) -> None:
-        """``folders`` keep each model's finished blocks of ``batch_size`` pictures."""
+    def __init__(
+        self, protocol: Sampled, folders: dict[Model, str], batch_size: int, reconstruction_batch: int = 1
+    ) -> None:
+        """``folders`` keep each model's finished blocks of ``batch_size`` pictures, of reconstructions of fewer."""
         self._protocol = protocol
         self._folders = folders
         self._frames = blocks("frames", len(protocol.prompts) * protocol.frames, batch_size)
         self._pictures = blocks("pictures", len(protocol.picture_prompts), batch_size)
+        self._reconstructions = blocks("reconstructions", protocol.reconstructions, reconstruction_batch)
         self._running: dict[Model, Running] = {model: Running(protocol.frames, protocol.seed) for model in folders}
         self._done = 0
         self.sampled = 0  # pictures, without those that were there before
@@ -61,7 +66,7 @@ class Sampling:
             until_ci: stop once half of each model's interval is at most this share of its ISTD; None takes all.
         """
         prompts = len(self._protocol.prompts)
-        todo = [(model, block) for model in self._folders for block in self._pictures]
+        todo = [(model, block) for model in self._folders for block in [*self._pictures, *self._reconstructions]]
         begin = 0
         for end in [prompts] if until_ci is None else [*range(LOOK_EVERY, prompts, LOOK_EVERY), prompts]:
             first, last = begin * self._protocol.frames, end * self._protocol.frames
@@ -79,11 +84,13 @@ class Sampling:
         def strips() -> Iterator[npt.NDArray[np.uint8]]:
             return self._strips(model, prompts)
 
+        painted = [self._read(model, block) for block in self._reconstructions]
         return Measurement(
             distances=self._running[model].distances(prompts),
             spreads=diversity.spreads(lambda: (strip / 255.0 for strip in strips())),
             features=np.concatenate([self._read(model, block) for block in self._pictures]),
             strips=np.stack([strip for strip, _ in zip(strips(), range(self._protocol.strips), strict=False)]),
+            reconstructed=np.concatenate(painted) if painted else None,
         )
 
     def _sample(self, pool: Callable[[], Pool], todo: list[tuple[Model, Block]]) -> None:
@@ -100,7 +107,8 @@ class Sampling:
             store.write_bytes(self._path(model, block), _npy(result))
             self._take(model, block, result)
             self.sampled += block.stop - block.start
-            self._report(len(self._folders) * (self._frames[-1].stop + self._pictures[-1].stop))
+            each = self._frames[-1].stop + self._pictures[-1].stop + self._protocol.reconstructions
+            self._report(len(self._folders) * each)
 
     def _take(self, model: Model, block: Block, result: npt.NDArray[Any]) -> None:
         self._done += block.stop - block.start

@@ -12,21 +12,22 @@ import numpy.typing as npt
 import torch
 
 from smooth.diffusion import sampler
-from smooth.evaluate import frames
+from smooth.evaluate import frames, reconstruction
 from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.inception import InceptionNetwork, Weights
 from smooth.evaluate.protocol import Protocol
+from smooth.evaluate.real import Captioned
 from smooth.evaluate.subjects import Subject
 from smooth.models import trained
 from smooth.models.pipeline import ModelError, load_pipeline
 
 Model = Literal["base", "smooth"]
-Kind = Literal["frames", "pictures"]
+Kind = Literal["frames", "pictures", "reconstructions"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures ``start`` to ``stop`` of a kind: frames count prompt by prompt, pictures one a prompt."""
+    """Pictures ``start`` to ``stop`` of a kind: frames count prompt by prompt, the others one each."""
 
     kind: Kind
     start: int
@@ -47,15 +48,21 @@ class Painter:
     """Samples blocks for either model. Any number of painters gives the same pictures."""
 
     def __init__(
-        self, subjects: dict[Model, Subject], protocol: Protocol, cuda: bool, inception: Weights | None = None
+        self,
+        subjects: dict[Model, Subject],
+        protocol: Protocol,
+        cuda: bool,
+        inception: Weights | None = None,
+        real: Captioned | None = None,
     ) -> None:
-        """Load all of it.
+        """Load all of it; ``real`` is inverted and painted again.
 
         Raises:
             ModelError: a model can't be loaded, or the two take noises of different shapes.
         """
         device = torch.device("cuda" if cuda else "cpu")
         self._protocol = protocol
+        self._real = real
         self._switches: dict[Model, Callable[[], Any]] = _load(subjects, device)
         shapes = {
             model: sampler.latent_shape(switch(), protocol.image_size) for model, switch in self._switches.items()
@@ -89,9 +96,16 @@ class Painter:
     def result(
         self, model: Model, block: Block
     ) -> tuple[Model, Block, npt.NDArray[np.uint8] | npt.NDArray[np.float32]]:
-        """What is kept of a block: frames as pictures, the other pictures as features."""
+        """What is kept of a block: frames and reconstructions as pictures, the other pictures as features."""
+        if block.kind == "reconstructions":
+            return model, block, self._reconstructed(model, block)
         pictures = self.paint(model, block)
         return model, block, pictures if block.kind == "frames" else self.features(pictures)
+
+    def _reconstructed(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
+        if self._real is None:
+            raise ValueError("this painter was given no real pictures to reconstruct")
+        return reconstruction.paint(self._switches[model](), self._protocol, self._real, range(block.start, block.stop))
 
     def features(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features (B, D) float32 of pictures (B, H, W, 3) uint8, one network's beside the other's."""
