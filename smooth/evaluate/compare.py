@@ -8,13 +8,14 @@ from typing import Protocol as Typing
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import features, inception, istd, perceptual, reconstruction
+from smooth.evaluate import features, inception, istd, reconstruction
 from smooth.evaluate.metric import Metric
+from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.quality import Space, quality
 from smooth.evaluate.reconstruction import Reconstructed
 from smooth.evaluate.smoothness import ISTD as ISTD
-from smooth.evaluate.smoothness import istd_difference, smoothness
+from smooth.evaluate.smoothness import istd_difference, lpips_istd_of, smoothness
 
 KID = f"KID ({features.NAME}) x1000"
 
@@ -31,6 +32,10 @@ class Measured(Typing):
         """(P,) squared distances of each prompt's frames from the mean ones."""
 
     @property
+    def perceptual(self) -> npt.NDArray[np.float64] | None:
+        """(P, F - 1) LPIPS of neighbouring frames, where its network is there."""
+
+    @property
     def features(self) -> npt.NDArray[np.float32]:
         """(N, D) features of single pictures, Inception-v3's after EfficientNet-Lite0's where it has weights."""
 
@@ -41,15 +46,17 @@ def metrics_of(
     smooth: Measured,
     reference: npt.NDArray[np.float32],
     reconstructed: Reconstructed | None = None,
+    network: PerceptualNetwork | None = None,
 ) -> list[Metric]:
-    """All metrics of base and fine-tuned, and the paired difference of ISTD over prompts."""
+    """All metrics of base and fine-tuned, and paired differences; ``network`` is LPIPS's, where its file is there."""
     metrics = []
     for name, measured in (("base", base), ("smooth", smooth)):
         metrics += smoothness(protocol, name, measured.distances, measured.spreads)
+        metrics.append(lpips_istd_of(protocol, name, measured.perceptual, network))
         metrics += _quality(protocol, name, measured.features, reference)
     metrics.append(istd_difference(protocol, base.distances, smooth.distances))
     if reconstructed is not None:
-        metrics += reconstruction.metrics(protocol, reconstructed, perceptual.find())
+        metrics += reconstruction.metrics(protocol, reconstructed, network)
     return metrics
 
 

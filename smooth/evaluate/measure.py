@@ -14,7 +14,8 @@ from ray.util import ActorPool
 
 from smooth import cluster, store
 from smooth.config import STAGE_VERSIONS, RunConfig
-from smooth.evaluate import inception
+from smooth.evaluate import inception, perceptual
+from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.real import Captioned, captioned_pictures, reference_pictures
 from smooth.evaluate.reconstruction import Reconstructed
@@ -60,6 +61,8 @@ class Found:
     """(M, D) features of the reference pictures"""
     real: Captioned | None
     """pictures that were painted again, if any"""
+    network: PerceptualNetwork | None
+    """LPIPS's, where its file is there"""
     sampled: int
     """pictures that were not there from before"""
 
@@ -82,7 +85,9 @@ def measure(comparison: Comparison) -> Found:
 
     Raises:
         store.ArtifactError: the ingested pictures are not there.
+        ConfigError: LPIPS's file is another one.
     """
+    network = perceptual.find()
     protocol, evaluate = comparison.protocol, comparison.config.evaluate
     models: tuple[Model, ...] = ("base", "smooth")
     folders = {model: comparison.blocks(model) for model in models}
@@ -95,10 +100,11 @@ def measure(comparison: Comparison) -> Found:
         prompts = sampling.run(studio.pool, evaluate.until_ci)
     return Found(
         protocol.stopped(prompts, evaluate.until_ci),
-        sampling.measurement("base", prompts),
-        sampling.measurement("smooth", prompts),
+        sampling.measurement("base", prompts, network),
+        sampling.measurement("smooth", prompts, network),
         _load(reference_path)["features"],
         real,
+        network,
         sampling.sampled,
     )
 

@@ -90,7 +90,7 @@ def _comparison(config: RunConfig, model: Subject, against: Subject) -> Comparis
 def _present(folder: str, config: RunConfig, found: Found, names: tuple[str, str], started: float) -> list[Metric]:
     """Write the metrics, draw the pictures, and make the report of both."""
     reconstructed = found.reconstructed
-    metrics = metrics_of(found.protocol, found.base, found.smooth, found.reference, reconstructed)
+    metrics = metrics_of(found.protocol, found.base, found.smooth, found.reference, reconstructed, found.network)
     values = [metric.as_dict() for metric in metrics]
     store.write_json(store.join(folder, "metrics.json"), values)
     report.draw_strips(store.join(folder, STRIPS), found.protocol.prompts, found.base.strips, found.smooth.strips)

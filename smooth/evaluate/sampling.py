@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from smooth import progress, store
 from smooth.evaluate import diversity
+from smooth.evaluate.perceptual import PerceptualNetwork, perceptual_distances
 from smooth.evaluate.protocol import Protocol as Sampled
 from smooth.evaluate.running import Running
 from smooth.evaluate.worker import Block, Model, blocks
@@ -40,6 +41,8 @@ class Measurement:
     """(S, F, H, W, 3) the first S interpolations"""
     reconstructed: npt.NDArray[np.uint8] | None
     """(R, 3, H, W, 3) real pictures painted again in each way, where any were"""
+    perceptual: npt.NDArray[np.float64] | None
+    """(P, F - 1) LPIPS between neighbouring frames, where its network is there"""
 
 
 class Sampling:
@@ -78,8 +81,8 @@ class Sampling:
         self._report(self._done)
         return end
 
-    def measurement(self, model: Model, prompts: int) -> Measurement:
-        """What the blocks of a model reduce to, one interpolation in memory at a time."""
+    def measurement(self, model: Model, prompts: int, network: PerceptualNetwork | None = None) -> Measurement:
+        """What the blocks of a model reduce to, one interpolation in memory at a time; ``network`` is LPIPS's."""
 
         def strips() -> Iterator[npt.NDArray[np.uint8]]:
             return self._strips(model, prompts)
@@ -91,6 +94,7 @@ class Sampling:
             features=np.concatenate([self._read(model, block) for block in self._pictures]),
             strips=np.stack([strip for strip, _ in zip(strips(), range(self._protocol.strips), strict=False)]),
             reconstructed=np.concatenate(painted) if painted else None,
+            perceptual=None if network is None else np.concatenate([_lpips(strip, network) for strip in strips()]),
         )
 
     def _sample(self, pool: Callable[[], Pool], todo: list[tuple[Model, Block]]) -> None:
@@ -141,6 +145,10 @@ class Sampling:
         data = store.read_bytes(self._path(model, block))
         loaded: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
         return loaded
+
+
+def _lpips(strip: npt.NDArray[np.uint8], network: PerceptualNetwork) -> npt.NDArray[np.float64]:
+    return perceptual_distances(strip[None], network)
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

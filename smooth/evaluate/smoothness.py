@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import diversity, istd
+from smooth.evaluate import diversity, istd, perceptual
 from smooth.evaluate.metric import Metric
+from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
 
 ISTD = "ISTD"
+LPIPS_ISTD = "LPIPS-ISTD"
 DISTANCE = "neighbour distance"
 COEFFICIENT = "variation coefficient"
 DIVERSITY = "sample diversity"
@@ -29,6 +31,17 @@ def per_prompt(protocol: Protocol, name: str, model: str, values: npt.NDArray[np
 def istd_of(protocol: Protocol, model: str, distances: npt.NDArray[np.float64]) -> Metric:
     """ISTD of distances (P, F - 1)."""
     return per_prompt(protocol, ISTD, model, istd.deviation(distances))
+
+
+def lpips_istd_of(
+    protocol: Protocol, model: str, distances: npt.NDArray[np.float64] | None, network: PerceptualNetwork | None
+) -> Metric:
+    """ISTD by LPIPS distances (P, F - 1) in place of pixels'; unavailable without its network."""
+    if distances is None or network is None:
+        return Metric(LPIPS_ISTD, model, None, None, None, 0, note=perceptual.missing())
+    found = istd.bootstrap(istd.deviation(distances), protocol.seed)
+    stamped = {**protocol.interpolation_stamp, **network.stamp}
+    return Metric(LPIPS_ISTD, model, found.value, found.low, found.high, len(distances), stamped)
 
 
 def istd_difference(protocol: Protocol, base: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64]) -> Metric:

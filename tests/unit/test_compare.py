@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 from smooth.evaluate import inception
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
@@ -13,6 +16,7 @@ from smooth.evaluate.frechet import frechet_distance
 from smooth.evaluate.manifold import manifold
 from smooth.evaluate.metric import Metric, StampError
 from smooth.evaluate.moments import Moments
+from smooth.evaluate.perceptual import PerceptualNetwork
 from tests.protocols import protocol
 
 PROTOCOL = protocol(prompts=("red heart", "a cat", "a hat", "a dog"), picture_prompts=("a dog",) * 20, frames=4)
@@ -25,6 +29,7 @@ class Found:
     distances: np.ndarray
     spreads: np.ndarray
     features: np.ndarray
+    perceptual: np.ndarray | None = None
 
 
 def found(seed: int) -> Found:
@@ -49,6 +54,20 @@ def test_diversity_stands_beside_istd(metrics: dict[tuple[str, str], Metric]) ->
     assert metric.stamp["diversity"] == "RMS of L2 over pairs of prompts at the same frame"
     summary = summary_of(list(metrics.values()), found(0).distances, found(1).distances, 7)
     assert summary["sample diversity smooth"] == round(metric.value, 4)
+
+
+def test_lpips_istd_is_listed_with_what_it_needs_and_told_where_its_network_is(
+    metrics: dict[tuple[str, str], Metric], tmp_path: Path
+) -> None:
+    assert metrics["LPIPS-ISTD", "smooth"].value is None
+    assert "alexnet" in metrics["LPIPS-ISTD", "smooth"].note
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    network = PerceptualNetwork(str(tmp_path / "alexnet.pth"))
+    both = [replace(found(seed), perceptual=found(seed + 5).distances) for seed in (0, 1)]
+    told = {(m.name, m.model): m for m in metrics_of(PROTOCOL, *both, found(2).features, network=network)}
+    metric = told["LPIPS-ISTD", "smooth"]
+    assert metric.value == pytest.approx(found(6).distances.std(axis=1).mean())
+    assert metric.stamp["weights"] == network.sha256
 
 
 def test_each_value_has_its_own_key_and_compares_with_the_base(metrics: dict[tuple[str, str], Metric]) -> None:
