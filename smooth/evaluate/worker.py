@@ -78,8 +78,7 @@ class Painter:
 
     def paint(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3) uint8 of a block."""
-        pipeline = self._switches[model]()
-        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline = self._pipeline(model)
         indices = range(block.start, block.stop)
         if block.kind == "frames":
             return frames.paint(pipeline, self._protocol, indices)
@@ -102,10 +101,16 @@ class Painter:
         pictures = self.paint(model, block)
         return model, block, pictures if block.kind == "frames" else self.features(pictures)
 
+    def _pipeline(self, model: Model) -> Any:
+        """Ready to sample; the same layout in memory whatever came before, as the last bits depend on it."""
+        pipeline = self._switches[model]()
+        pipeline.unet.to(memory_format=torch.channels_last)
+        return pipeline
+
     def _reconstructed(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         if self._real is None:
             raise ValueError("this painter was given no real pictures to reconstruct")
-        return reconstruction.paint(self._switches[model](), self._protocol, self._real, range(block.start, block.stop))
+        return reconstruction.paint(self._pipeline(model), self._protocol, self._real, range(block.start, block.stop))
 
     def features(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features (B, D) float32 of pictures (B, H, W, 3) uint8, one network's beside the other's."""
