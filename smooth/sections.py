@@ -291,6 +291,10 @@ class EvaluateConfig(Section):
     reconstructions: int = Field(0, ge=0, description="real pictures that are inverted and painted again")
     null_text_steps: int = Field(10, ge=1, description="of the optimizer, for each step of null-text inversion")
     inception_weights: str | None = Field(None, description="torch-fidelity's file, for FID; None: torch's hub cache")
+    clip: str | None = Field(
+        None, description="CLIP for CMMD and CLIP score, folder or hub id; None: the published one"
+    )
+    dinov2: str | None = Field(None, description="DINOv2 for FD-DINOv2, folder or hub id; None: the published one")
     steps: int = Field(50, ge=1, description="DDIM steps")
     guidance: float = Field(7.5, ge=0, description="classifier-free guidance scale")
     strips: int = Field(8, ge=1, description="interpolation strips drawn, base above smooth")

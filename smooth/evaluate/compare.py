@@ -12,7 +12,7 @@ from smooth.evaluate import features, inception, istd, reconstruction
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.quality import Space, quality
+from smooth.evaluate.quality import Space, clip_scores, embedded, quality, unavailable
 from smooth.evaluate.reconstruction import Reconstructed
 from smooth.evaluate.smoothness import ISTD as ISTD
 from smooth.evaluate.smoothness import istd_difference, lpips_istd_of, smoothness
@@ -55,6 +55,7 @@ def metrics_of(
         metrics.append(lpips_istd_of(protocol, name, measured.perceptual, network))
         metrics += _quality(protocol, name, measured.features, reference)
     metrics.append(istd_difference(protocol, base.distances, smooth.distances))
+    metrics += _clip_difference(protocol, base.features, smooth.features)
     if reconstructed is not None:
         metrics += reconstruction.metrics(protocol, reconstructed, network)
     return metrics
@@ -69,16 +70,41 @@ def metric_key(metric: Metric) -> str:
 def _quality(
     protocol: Protocol, model: str, found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
 ) -> list[Metric]:
-    own = slice(0, features.FeatureNetwork.dimensions)
-    spaces = [(Space(features.NAME, features.stamp(protocol.image_size)), own)]
+    stamp, seed = protocol.picture_stamp, protocol.seed
+    own, *others = _parts(protocol)
+    space = Space(features.NAME, features.stamp(protocol.image_size))
+    metrics = quality(space, model, found[:, own], reference[:, own], stamp, seed)
     if protocol.inception:
-        spaces.append((inception.space(protocol.inception), slice(own.stop, None)))
-    metrics = []
-    for space, part in spaces:
-        metrics += quality(space, model, found[:, part], reference[:, part], protocol.picture_stamp, protocol.seed)
-    if not protocol.inception:
+        part = others.pop(0)
+        metrics += quality(inception.space(protocol.inception), model, found[:, part], reference[:, part], stamp, seed)
+    else:
         metrics.append(Metric(inception.FID, model, None, None, None, 0, note=inception.missing()))
-    return metrics
+    for embedder, part in zip(protocol.embedders, others, strict=True):
+        metrics += embedded(embedder, model, found[:, part], reference[:, part], stamp, seed)
+    return metrics + unavailable({embedder.kind for embedder in protocol.embedders}, model)
+
+
+def _parts(protocol: Protocol) -> list[slice]:
+    """Columns of each network, in the order in which painters put them side by side."""
+    widths = [features.FeatureNetwork.dimensions]
+    widths += [inception.InceptionNetwork.dimensions] if protocol.inception else []
+    widths += [embedder.columns for embedder in protocol.embedders]
+    ends = np.cumsum(widths).tolist()
+    return [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
+
+
+def _clip_difference(
+    protocol: Protocol, base: npt.NDArray[np.float32], smooth: npt.NDArray[np.float32]
+) -> list[Metric]:
+    """The paired difference of the CLIP score: same prompts, same noises."""
+    parts = _parts(protocol)[-len(protocol.embedders) :] if protocol.embedders else []
+    for embedder, part in zip(protocol.embedders, parts, strict=True):
+        if embedder.kind == "clip":
+            values = clip_scores(smooth[:, part]) - clip_scores(base[:, part])
+            interval = istd.bootstrap(values, protocol.seed)
+            name, stamp = f"CLIP score{embedder.label}", {**protocol.picture_stamp, **embedder.stamp, "n": len(values)}
+            return [Metric(name, "smooth - base", interval.value, interval.low, interval.high, len(values), stamp)]
+    return []
 
 
 def summary_of(

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from smooth import store
 from smooth.config import ConfigError, RunConfig, model_identity
+from smooth.evaluate import embedders
+from smooth.evaluate.embedders import Embedder
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Protocol:
     """by what the ingested pictures are counted when the reference pictures are drawn"""
     inception: str = ""
     """SHA-256 of Inception-v3's weights, whose features then follow EfficientNet-Lite0's; empty without them"""
+    embedders: tuple[Embedder, ...] = ()
+    """CLIP and DINOv2, whose features come last"""
     reconstructions: int = 0
     """real pictures that are inverted and painted again"""
     null_text_steps: int = 10
@@ -85,12 +89,14 @@ class Protocol:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over everything in it: pictures are kept under it and shared by evaluations."""
-        return _digest(asdict(self))
+        values = asdict(self)
+        values["embedders"] = [embedder.sha256 for embedder in self.embedders]  # wherever they lie
+        return _digest(values)
 
     @property
     def networks(self) -> str:
         """End of the names of files with features: those of other networks are other files."""
-        return f"-{self.inception[:16]}" if self.inception else ""
+        return (f"-{self.inception[:16]}" if self.inception else "") + embedders.digest(self.embedders)
 
     @property
     def stamp(self) -> dict[str, str | int | float]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smooth.evaluate import cmmd, embedders
+from smooth.evaluate.embedders import Embedder
 from smooth.evaluate.frechet import bias, gaussian_distance, kernel_distance
 from smooth.evaluate.istd import bootstrap
 from smooth.evaluate.manifold import DENSITY_K, PRECISION_K, manifold
@@ -41,6 +43,39 @@ def quality(
         Metric(f"KID ({space.name}) x1000", model, 1e3 * kid.value, 1e3 * low, 1e3 * high, n, stamped),
         Metric(f"{space.frechet} ({space.name})", model, frechet, None, None, n, stamped, note=bias(fit, target)),
         *_manifold(space, model, found, reference, stamped, seed),
+    ]
+
+
+def embedded(
+    embedder: Embedder, model: str, found: npt.NDArray[Any], reference: npt.NDArray[Any], stamp: Stamp, seed: int
+) -> list[Metric]:
+    """What an embedder's columns tell: of DINOv2 the Fréchet distance, of CLIP CMMD and the score."""
+    n, label = len(found), embedder.label
+    stamped = {**stamp, **embedder.stamp, "references": len(reference), "n": n}
+    if embedder.kind == "dinov2":
+        fit, target = Moments.of(found), Moments.of(reference)
+        value = gaussian_distance(fit.mean, fit.covariance, target.mean, target.covariance)
+        return [Metric(f"FD-DINOv2{label}", model, value, None, None, n, stamped, note=bias(fit, target))]
+    distance = cmmd.cmmd(found[:, :-1], reference[:, :-1])
+    score = bootstrap(clip_scores(found), seed)
+    return [
+        Metric(f"CMMD{label}", model, distance, None, None, n, stamped | cmmd.STAMP),
+        Metric(f"CLIP score{label}", model, score.value, score.low, score.high, n, {**stamp, **embedder.stamp, "n": n}),
+    ]
+
+
+def clip_scores(found: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """100 times the cosine to the prompt, not below 0 (arXiv 2104.08718), of each of CLIP's rows: (N,)."""
+    return 100 * np.clip(found[:, -1].astype(np.float64), 0, None)
+
+
+def unavailable(kinds: set[str], model: str) -> list[Metric]:
+    """The metrics of embedders that aren't at hand, all but ``kinds``."""
+    return [
+        Metric(name, model, None, None, None, 0, note=embedders.missing(kind))
+        for kind in embedders.KINDS
+        if kind not in kinds
+        for name in embedders.METRICS[kind]
     ]
 
 

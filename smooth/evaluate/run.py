@@ -9,7 +9,7 @@ from typing import Any
 
 from smooth import store, tracking
 from smooth.config import STAGE_VERSIONS, ConfigError, RunConfig
-from smooth.evaluate import inception, page, report
+from smooth.evaluate import embedders, inception, page, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.measure import Comparison, Found, evaluations, measure
 from smooth.evaluate.metric import Metric
@@ -28,7 +28,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         store.ArtifactError: the training or what it was made from is not finished.
-        ConfigError: Inception-v3's weights are named and not there, or not what they should be.
+        ConfigError: weights of a feature network are named and not there, or not what they should be.
     """
     folder = config.stage_dir("evaluate")
     if store.is_complete(folder):
@@ -60,7 +60,7 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
 
     Raises:
         store.ArtifactError: the preset's ingest or latents are not finished.
-        ConfigError: the two are one model, or Inception-v3's weights are named and not what they should be.
+        ConfigError: the two are one model, or weights of a feature network are not what they should be.
     """
     started = time.monotonic()
     if model.identity == against.identity:
@@ -83,7 +83,12 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
 
 def _comparison(config: RunConfig, model: Subject, against: Subject) -> Comparison:
     weights = inception.find(config.evaluate.inception_weights)
-    protocol = replace(Protocol.of(config), base=against.identity, inception=weights.sha256 if weights else "")
+    protocol = replace(
+        Protocol.of(config),
+        base=against.identity,
+        inception=weights.sha256 if weights else "",
+        embedders=embedders.find(config.evaluate),
+    )
     return Comparison(config, protocol, weights, {"base": against, "smooth": model})
 
 

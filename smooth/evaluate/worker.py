@@ -13,6 +13,7 @@ import torch
 
 from smooth.diffusion import sampler
 from smooth.evaluate import frames, reconstruction
+from smooth.evaluate.embedders import EmbeddingNetwork
 from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.inception import InceptionNetwork, Weights
 from smooth.evaluate.protocol import Protocol
@@ -75,6 +76,7 @@ class Painter:
         self._networks: list[FeatureNetwork | InceptionNetwork] = [FeatureNetwork(protocol.image_size, device)]
         if inception is not None:
             self._networks.append(InceptionNetwork(inception, device))
+        self._embedders = [EmbeddingNetwork(embedder, device) for embedder in protocol.embedders]
 
     def paint(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3) uint8 of a block."""
@@ -99,7 +101,9 @@ class Painter:
         if block.kind == "reconstructions":
             return model, block, self._reconstructed(model, block)
         pictures = self.paint(model, block)
-        return model, block, pictures if block.kind == "frames" else self.features(pictures)
+        if block.kind == "frames":
+            return model, block, pictures
+        return model, block, self.features(pictures, list(self._protocol.picture_prompts[block.start : block.stop]))
 
     def _pipeline(self, model: Model) -> Any:
         """Ready to sample; the same layout in memory whatever came before, as the last bits depend on it."""
@@ -112,9 +116,10 @@ class Painter:
             raise ValueError("this painter was given no real pictures to reconstruct")
         return reconstruction.paint(self._pipeline(model), self._protocol, self._real, range(block.start, block.stop))
 
-    def features(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def features(self, pictures: npt.NDArray[np.uint8], prompts: list[str] | None = None) -> npt.NDArray[np.float32]:
         """Features (B, D) float32 of pictures (B, H, W, 3) uint8, one network's beside the other's."""
-        return np.concatenate([network(pictures) for network in self._networks], axis=1)
+        found = [network(pictures) for network in self._networks]
+        return np.concatenate([*found, *(network(pictures, prompts) for network in self._embedders)], axis=1)
 
 
 def _load(subjects: dict[Model, Subject], device: torch.device) -> dict[Model, Callable[[], Any]]:
