@@ -120,11 +120,11 @@ class RunConfig(Section):
         if stage == "ingest":
             for key in ("url_list", "blocked_domains", "blocked_hashes"):
                 if (path := getattr(self.ingest, key)) is not None:
-                    inputs[key] = _file_identity(f"ingest.{key}", path)
+                    inputs[key] = file_identity(f"ingest.{key}", path)
         if stage == "evaluate":
-            for key in ("prompts_file", "inception_weights"):
+            for key in ("prompts_file", "picture_prompts_file", "reference", "inception_weights"):
                 if (path := getattr(self.evaluate, key)) is not None:
-                    inputs[key] = _file_identity(f"evaluate.{key}", path)
+                    inputs[key] = file_identity(f"evaluate.{key}", path)
         if stage in ("latents", "train"):
             inputs["model"] = model_identity(self.model.base, self.model.revision)
         if stage in ("train", "evaluate"):
@@ -176,7 +176,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _file_identity(key: str, path: str) -> str:
+def file_identity(key: str, path: str) -> str:
     """Changes with the content of a file, or of any file in a folder."""
     fs, inner = store.filesystem(path)
     if not fs.exists(inner):

@@ -281,7 +281,11 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """What is measured, on which prompts and noises, base against fine-tuned."""
 
-    prompts_file: str | None = Field(None, description="one prompt a line; None draws captions of the data set")
+    prompts_file: str | None = Field(
+        None, description="one prompt a line, or COCO's captions as JSON; None draws captions of the data set"
+    )
+    picture_prompts_file: str | None = Field(None, description="likewise for the single pictures; a random subset")
+    reference: str | None = Field(None, description="folder of pictures to compare with; None: the ingested ones")
     prompts: int = Field(500, ge=1, description="prompts of ISTD, two noises each")
     until_ci: float | None = Field(
         None, gt=0, lt=1, description="stop when half of ISTD's 95 % interval is within this share of it, both models"

@@ -17,7 +17,7 @@ from smooth.config import STAGE_VERSIONS, RunConfig
 from smooth.evaluate import inception, perceptual
 from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.real import Captioned, captioned_pictures, reference_pictures
+from smooth.evaluate.real import Captioned, captioned_pictures, folder_pictures, reference_pictures
 from smooth.evaluate.reconstruction import Reconstructed
 from smooth.evaluate.sampling import Measurement, Sampling
 from smooth.evaluate.subjects import Subject
@@ -156,11 +156,13 @@ def _real(config: RunConfig) -> Captioned | None:
 
 
 def _reference_features(config: RunConfig, pool: ActorPool) -> npt.NDArray[np.float32]:
-    """Features of as many ingested pictures as are sampled, at the models' image size."""
+    """Features of as many reference pictures as are sampled, at the models' image size."""
     evaluate = config.evaluate
-    batches = reference_pictures(
-        config.stage_dir("ingest"), evaluate.pictures, config.latents.image_size, config.seed, evaluate.batch_size
-    )
+    asked = (evaluate.pictures, config.latents.image_size, config.seed, evaluate.batch_size)
+    if evaluate.reference is None:
+        batches = reference_pictures(config.stage_dir("ingest"), *asked)
+    else:
+        batches = folder_pictures(evaluate.reference, *asked)
     return np.concatenate(list(pool.map(lambda actor, batch: actor.features.remote(batch), list(batches))))
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow.parquet as pq
 
 from smooth import store
-from smooth.config import ConfigError, RunConfig, model_identity
+from smooth.config import ConfigError, EvaluateConfig, RunConfig, file_identity, model_identity
 from smooth.evaluate import embedders
 from smooth.evaluate.embedders import Embedder
 
@@ -38,6 +38,8 @@ class Protocol:
     """by what the ingested pictures are counted when the reference pictures are drawn"""
     inception: str = ""
     """SHA-256 of Inception-v3's weights, whose features then follow EfficientNet-Lite0's; empty without them"""
+    reference: str = ""
+    """identity of the folder of reference pictures; empty: they are the data's own"""
     embedders: tuple[Embedder, ...] = ()
     """CLIP and DINOv2, whose features come last"""
     reconstructions: int = 0
@@ -60,10 +62,14 @@ class Protocol:
         if evaluate.prompts_file is None:
             prompts = _draw(captions, evaluate.prompts, f"{config.seed}/prompts")
         else:
-            prompts = _read_prompts(evaluate.prompts_file, evaluate.prompts)
+            prompts = _first(_read_prompts("prompts_file", evaluate.prompts_file), evaluate)
+        if evaluate.picture_prompts_file is not None:
+            captions = _read_prompts("picture_prompts_file", evaluate.picture_prompts_file)
+        reference = evaluate.reference
         return cls(
             prompts=tuple(prompts),
             picture_prompts=tuple(_draw(captions, evaluate.pictures, f"{config.seed}/pictures")),
+            reference="" if reference is None else file_identity("evaluate.reference", reference),
             frames=evaluate.frames,
             strips=min(evaluate.strips, evaluate.prompts),
             seed=config.seed,
@@ -123,7 +129,7 @@ class Protocol:
         return {
             **self.stamp,
             "prompts": _digest(self.picture_prompts),
-            "reference": self.data,
+            "reference": self.reference or self.data,
             "reference_order": self.reference_order,
         }
 
@@ -156,15 +162,31 @@ def _captions(latents: str) -> list[str]:
     return sorted(found)
 
 
-def _read_prompts(path: str, count: int) -> list[str]:
+def _read_prompts(key: str, path: str) -> list[str]:
+    """All prompts of a text file, or of COCO's annotations."""
     if not store.exists(path):
-        raise ConfigError(f"evaluate.prompts_file={path}: no such file; give a text file with one prompt a line")
-    prompts = [line.strip() for line in store.read_bytes(path).decode().splitlines() if line.strip()]
-    if len(prompts) < count:
+        raise ConfigError(f"evaluate.{key}={path}: no such file; give a text file with one prompt a line")
+    text = store.read_bytes(path).decode()
+    if path.endswith(".json"):
+        try:
+            lines = [str(annotation["caption"]) for annotation in json.loads(text)["annotations"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"evaluate.{key}={path} is no COCO captions file (annotations: caption)") from error
+    else:
+        lines = text.splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"evaluate.{key}={path} holds no prompt; give one a line")
+    return prompts
+
+
+def _first(prompts: list[str], evaluate: EvaluateConfig) -> list[str]:
+    if len(prompts) < evaluate.prompts:
         raise ConfigError(
-            f"evaluate.prompts_file={path} has {len(prompts)} prompts, evaluate.prompts asks for {count}; lower it"
+            f"evaluate.prompts_file={evaluate.prompts_file} has {len(prompts)} prompts, evaluate.prompts asks for "
+            f"{evaluate.prompts}; lower it"
         )
-    return prompts[:count]
+    return prompts[: evaluate.prompts]
 
 
 def _draw(values: Sequence[str], count: int, seed: str) -> list[str]:

@@ -13,8 +13,11 @@ from PIL import ImageOps
 from PIL.Image import Resampling
 
 from smooth import store
+from smooth.config import ConfigError
 from smooth.data import pictures
 from smooth.data.shards import Shard, ShardReader
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,35 @@ def reference_pictures(ingest: str, count: int, size: int, seed: int, batch: int
     drawn = (picture for picture, _ in _drawn(ingest, count, size, f"{seed}/reference"))
     while waiting := list(itertools.islice(drawn, batch)):
         yield np.stack(waiting)
+
+
+def folder_pictures(folder: str, count: int, size: int, seed: int, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Likewise of the pictures below a folder, on any fsspec path.
+
+    Raises:
+        ConfigError: there are fewer than two, or one can't be decoded.
+    """
+    fs, inner = store.filesystem(folder)
+    files = sorted(path for path in fs.find(inner) if path.lower().endswith(SUFFIXES))
+    if len(files) < 2:
+        raise ConfigError(
+            f"evaluate.reference={folder} holds {len(files)} pictures ({', '.join(SUFFIXES)}); give a folder of more"
+        )
+    chosen = sorted(random.Random(f"{seed}/reference").sample(files, min(count, len(files))))
+    drawn = (_opened(path, fs.cat_file(path), size) for path in chosen)
+    while waiting := list(itertools.islice(drawn, batch)):
+        yield np.stack(waiting)
+
+
+def _opened(path: str, data: bytes, size: int) -> npt.NDArray[np.uint8]:
+    try:
+        return _fitted(data, size)
+    except pictures.PictureError as error:
+        raise ConfigError(f"evaluate.reference: {path} is no picture that can be read: {error}; remove it") from error
+
+
+def _fitted(data: bytes, size: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(ImageOps.fit(pictures.decode(data), (size, size), Resampling.LANCZOS))
 
 
 def captioned_pictures(ingest: str, count: int, size: int, seed: int) -> Captioned:
@@ -53,5 +85,4 @@ def _drawn(ingest: str, count: int, size: int, stream: str) -> Iterator[tuple[np
         reader = ShardReader(ingest, shard, manifest["encoding"])
         for position in wanted:
             sample = reader.read(reader.keys[position])
-            picture = ImageOps.fit(pictures.decode(sample.picture), (size, size), Resampling.LANCZOS)
-            yield np.asarray(picture), sample.caption
+            yield _fitted(sample.picture, size), sample.caption
