@@ -97,7 +97,7 @@ def test_the_vae_bounds_what_comes_back_and_null_text_is_nearer_than_ddim() -> N
     torch.manual_seed(0)
     drawn = pipeline(list(captions), num_inference_steps=20, guidance_scale=3.0, output_type="np").images
     real = Captioned((drawn * 255).round().astype(np.uint8), captions)
-    asked = protocol(reconstructions=3, steps=10, guidance=3.0)
+    asked = protocol(reconstructions=3, steps=6, guidance=3.0)
     painted = reconstruction.paint(pipeline, asked, real, range(3))
     assert painted.shape == (3, 3, *real.pictures.shape[1:])
     vae, ddim, null_text = (measure(real.pictures, painted[:, way])[PSNR].mean() for way in range(3))
