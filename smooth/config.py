@@ -125,6 +125,9 @@ class RunConfig(Section):
             for key in ("prompts_file", "picture_prompts_file", "reference", "inception_weights"):
                 if (path := getattr(self.evaluate, key)) is not None:
                     inputs[key] = file_identity(f"evaluate.{key}", path)
+            for key in ("clip", "dinov2"):
+                if (path := getattr(self.evaluate, key)) is not None and Path(path).expanduser().is_dir():
+                    inputs[key] = file_identity(f"evaluate.{key}", str(Path(path).expanduser()))
         if stage in ("latents", "train"):
             inputs["model"] = model_identity(self.model.base, self.model.revision)
         if stage in ("train", "evaluate"):

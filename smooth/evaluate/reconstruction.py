@@ -91,7 +91,8 @@ def measure(
     from skimage.metrics import structural_similarity
 
     mse, ssim, lpips = [], [], []
-    for a, b in zip(originals / 255.0, painted / 255.0, strict=True):
+    for original, again in zip(originals, painted, strict=True):
+        a, b = original / 255.0, again / 255.0
         mse.append(np.square(a - b).mean())
         ssim.append(
             structural_similarity(  # type: ignore[no-untyped-call]

@@ -45,7 +45,7 @@ def conclude(arms: Sequence[Arm], failed: Mapping[str, str], margin: float) -> t
     store.write_bytes(store.join(folder, TABLE), f"{table}\n\n{why}\n".encode())
     store.write_json(store.join(folder, RESULTS), [asdict(point) for point in among])
     picture.draw(store.join(folder, PARETO), among, best, margin)
-    tags = {"smooth.sweep": fingerprint, "smooth.preset": config.preset, "mlflow.note.content": f"{why}\n\n{table}"}
+    tags = {"smooth.sweep": fingerprint, "smooth.preset": config.preset, "mlflow.note.content": why}
     with tracking.start_evaluation(config, f"sweep of {len(done)} arms", tags) as tracked:
         tracked.log_picture(store.join(folder, PARETO), "sweep")
         for name in (TABLE, RESULTS):

@@ -67,6 +67,11 @@ def test_cocos_captions_are_prompts_and_the_reference_is_stamped(folder: Path, t
     Image.new("RGB", (40, 50)).save(folder / "another.png")
     assert Protocol.of(coco).reference != found.reference
 
+    embedded = RunConfig.load("tiny", [*changes, f"evaluate.clip={folder}"])
+    before = embedded.fingerprint("evaluate")
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert embedded.fingerprint("evaluate") != before
+
     captions.write_text("{}")
     with pytest.raises(ConfigError, match=r"evaluate\.prompts_file=.* is no COCO captions file"):
         Protocol.of(coco)
