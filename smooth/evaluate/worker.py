@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from smooth.diffusion import sampler
+from smooth.diffusion.inversion import Walk
 from smooth.evaluate import frames, reconstruction
 from smooth.evaluate.embedders import EmbeddingNetwork
 from smooth.evaluate.features import FeatureNetwork
@@ -59,7 +60,7 @@ class Painter:
         """Load all of it; ``real`` is inverted and painted again.
 
         Raises:
-            ModelError: a model can't be loaded, or the two take noises of different shapes.
+            ModelError: a model can't be loaded, the two take noises of different shapes, or one can't be inverted.
         """
         device = torch.device("cuda" if cuda else "cpu")
         self._protocol = protocol
@@ -73,10 +74,20 @@ class Painter:
                 f"the models take noises of different shapes, {shapes}: no picture of one pairs with another's"
             )
         self._shape = shapes["base"]
+        if protocol.reconstructions:
+            self._check_inversion()
         self._networks: list[FeatureNetwork | InceptionNetwork] = [FeatureNetwork(protocol.image_size, device)]
         if inception is not None:
             self._networks.append(InceptionNetwork(inception, device))
         self._embedders = [EmbeddingNetwork(embedder, device) for embedder in protocol.embedders]
+
+    def _check_inversion(self) -> None:
+        """Now, not after the sampling of all that comes before."""
+        try:
+            for switch in self._switches.values():
+                Walk(switch(), self._protocol.steps)
+        except ValueError as error:
+            raise ModelError(f"{error}; set evaluate.reconstructions=0") from error
 
     def paint(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3) uint8 of a block."""

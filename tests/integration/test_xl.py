@@ -16,9 +16,12 @@ from smooth.data.dataset import LatentsDataset
 from smooth.data.encoder import Encoder
 from smooth.data.loader import LatentLoader
 from smooth.evaluate import run as evaluate
-from smooth.models.pipeline import load_pipeline
+from smooth.evaluate.subjects import Subject
+from smooth.evaluate.worker import Painter
+from smooth.models.pipeline import ModelError, load_pipeline
 from smooth.train import launch
 from smooth.train.engine import start_engine
+from tests.protocols import protocol
 from tests.shards import png, sample, write_ingest
 from tests.xl import IMAGE_SIZE, WIDTHS, write_pipeline
 
@@ -51,6 +54,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
         "evaluate.pictures": 4,
         "evaluate.steps": 2,
         "evaluate.strips": 1,
+        "evaluate.reconstructions": 0,  # inversion knows one text embedding
         "evaluate.actors": 1,
         "experiment": "xl-test",
     }
@@ -119,6 +123,12 @@ def test_it_trains_and_is_evaluated(config: RunConfig) -> None:
     evaluated = evaluate.run(config)
     assert {metric["name"] for metric in evaluated["metrics"]} > {"ISTD"}
     assert store.exists(store.join(config.stage_dir("evaluate"), "strips.png"))
+
+
+def test_inversion_is_refused_before_anything_is_sampled(config: RunConfig) -> None:
+    model = Subject(config.model.base)
+    with pytest.raises(ModelError, match=r"takes others too; set evaluate\.reconstructions=0"):
+        Painter({"base": model, "smooth": model}, protocol(reconstructions=1), cuda=False)
 
 
 def test_token_ids_of_two_encoders_are_refused(config: RunConfig) -> None:

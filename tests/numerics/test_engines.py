@@ -135,17 +135,26 @@ def test_what_one_rank_began_two_end_alike(one_rank: Results, grown: Results) ->
     assert _distance(one_rank["alone-2"], one_rank["whole-2-from-itself"]) <= 1e-5
 
 
+def _rounding(plan: Plan) -> float:
+    """How far weights may be from those of stage 0 after a few steps.
+
+    ZeRO-3 has a linear layer of its own, which rounds otherwise; the difference of two passes divides that by its step,
+    and Adam moves a weight of next to no gradient as far as any other. Which weights those are is up to the processor:
+    of two kinds, one ends below 1e-4 and one at 5e-4, with losses that agree to 3e-6 on both.
+    """
+    return 1e-3 if "3" in plan.name else 1e-4
+
+
 @pytest.mark.parametrize("plan", CROSSED, ids=lambda plan: plan.name)
 def test_a_checkpoint_goes_on_at_another_stage(two_ranks: Results, one_rank: Results, plan: Plan) -> None:
-    # ZeRO-3 has a linear layer of its own, which rounds otherwise, and a difference divides that by its step.
-    assert _distance(one_rank[plan.name], two_ranks["whole-0"]) <= 1e-4
+    assert _distance(one_rank[plan.name], two_ranks["whole-0"]) <= _rounding(plan)
 
 
 @pytest.mark.parametrize("plan", WHOLE, ids=lambda plan: plan.name)
 def test_a_step_that_is_not_finite_is_left_out_on_all_ranks(two_ranks: Results, plan: Plan) -> None:
     assert two_ranks[plan.name].updated == [True, False, True, True]
     assert _flat(two_ranks[plan.name]).isfinite().all()
-    assert _distance(two_ranks[plan.name], two_ranks["whole-0"]) <= 1e-4
+    assert _distance(two_ranks[plan.name], two_ranks["whole-0"]) <= _rounding(plan)
 
 
 @pytest.mark.parametrize("plan", [*FULL[1:], *OFFLOAD], ids=lambda plan: plan.name)
