@@ -70,9 +70,7 @@ def render(
         names=names,
         verdicts=verdicts(found),
         rows=[(name, better(name), models) for name, models in found.items()],
-        missing={
-            name: metric["note"] for name, models in by_name.items() for metric in models.values() if not _known(metric)
-        },
+        missing=_missing(by_name),
         notes={name: metric["note"] for name, models in found.items() for metric in models.values() if _noted(metric)},
         stamps=[(name, models[next(iter(models))]["stamp"]) for name, models in found.items()],
         summary=_summary(by_name),
@@ -161,6 +159,15 @@ def _reconstructions(by_name: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
             cells = [_value(metric) if metric is not None and _known(metric) else "–" for metric in found]
             rows.append((model, way, cells))
     return rows
+
+
+def _missing(by_name: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Why metrics have no value, by the names of those that share the reason."""
+    names: dict[str, list[str]] = {}
+    for name, models in by_name.items():
+        for note in {metric["note"] for metric in models.values() if not _known(metric)}:
+            names.setdefault(note, []).append(name)
+    return {", ".join(found): note for note, found in names.items()}
 
 
 def _known(metric: Mapping[str, Any] | None) -> bool:

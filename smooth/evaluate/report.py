@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ def draw_reconstructions(path: str, found: Reconstructed) -> None:
     for way, name in enumerate(WAYS[1:], start=1):
         rows += [(f"{name}\n{model}", COLOURS[model], getattr(found, model)[:, way]) for model in COLOURS]
     count = min(10, len(found.originals))
-    figure = Figure(figsize=(2.2 + count * 0.95, len(rows) * 0.98), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.2 + count * 0.98, len(rows) * 1.02), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, colour, pictures) in zip(axes, rows, strict=True):
         axis.imshow(np.concatenate(list(pictures[:count]), axis=1), interpolation="nearest", aspect="equal")
@@ -61,7 +62,7 @@ def draw_reconstructions(path: str, found: Reconstructed) -> None:
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
         axis.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, fontsize=9)
-    _save(figure, path)
+    _save(figure, path, bbox_inches="tight", pad_inches=0.08)  # the rows keep their aspect and leave room beside
 
 
 def draw_curves(path: str, base: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64]) -> None:
@@ -119,7 +120,7 @@ def _curve(axis: Axes, name: str, distances: npt.NDArray[np.float64]) -> None:
     axis.set_xlim(0, 1)
 
 
-def _save(figure: Figure, path: str) -> None:
+def _save(figure: Figure, path: str, **options: Any) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", **options)
     store.write_bytes(path, buffer.getvalue())

@@ -11,8 +11,11 @@ from rich.table import Table
 def show(metrics: list[dict[str, Any]], console: Console) -> None:
     """Print the metrics of a manifest with their 95 % intervals, and below, in full, why some have no value."""
     console.print(_table(metrics))
+    reasons: dict[str, list[str]] = {}
     for name, reason in unavailable(metrics).items():
-        console.print(f"unavailable: {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        console.print(f"unavailable: {', '.join(names)}: {reason}", highlight=False, soft_wrap=True, markup=False)
 
 
 def unavailable(metrics: list[dict[str, Any]]) -> dict[str, str]:
