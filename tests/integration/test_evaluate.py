@@ -74,7 +74,12 @@ def test_metrics_pictures_and_lineage_are_where_people_look(finished: tuple[RunC
     assert manifest["summary"]["ISTD base"] == pytest.approx(base["value"], abs=1e-4)
     for name in manifest["pictures"]:
         with Image.open(folder / name) as picture:
-            assert picture.width > 400
+            assert picture.width > 300
+    assert "reconstructions.png" in manifest["pictures"]
+    vae, ddim = (metrics[f"PSNR ({way})", "smooth"] for way in ("VAE alone", "DDIM inversion"))
+    assert vae["n"] == 2
+    assert vae["value"] > ddim["value"]
+    assert "alexnet" in metrics["LPIPS (VAE alone)", "base"]["note"]
 
     client = MlflowClient(tracking.tracking_uri())
     run = client.get_run(manifest["run_id"])
