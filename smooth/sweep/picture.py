@@ -57,7 +57,8 @@ def _mark(axis: Axes, point: Point, colour: str) -> None:
         for x, y in zip(istd.each, kid.each, strict=True):
             axis.plot([istd.mean, x], [kid.mean, y], color=colour, linewidth=0.6, alpha=0.3, zorder=1)
     axis.scatter(istd.mean, kid.mean, s=46, color=colour, zorder=3)
-    axis.annotate(_short(point.name), (istd.mean, kid.mean), xytext=(7, 5), textcoords="offset points", fontsize=9,
+    place = (7, -13) if point.name == BASE else (7, 5)  # base and control are near each other
+    axis.annotate(_short(point.name), (istd.mean, kid.mean), xytext=place, textcoords="offset points", fontsize=9,
                   color=colour, zorder=5)  # fmt: skip
 
 
