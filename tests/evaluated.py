@@ -22,9 +22,9 @@ SHORT = [
     "evaluate.steps=2",
     "evaluate.strips=1",
     "evaluate.batch_size=3",
-    "evaluate.reconstructions=2",
+    "evaluate.reconstructions=9",  # of eight
+    "evaluate.reconstruction_batch=8",
     "evaluate.null_text_steps=1",
-    "evaluate.reconstruction_batch=1",
     "experiment=evaluate-test",
 ]
 

@@ -57,8 +57,8 @@ class Walk:
         return output
 
     def guided(self, latents: Tensor, timestep: int, text: Tensor, null: Tensor, guidance: float) -> Tensor:
-        """The output under classifier-free guidance; at scale 1 that of ``text`` alone."""
-        if guidance == 1:
+        """The output under classifier-free guidance; at scale 1 or less that of ``text`` alone."""
+        if guidance <= 1:  # as diffusers' pipelines have it
             return self.predict(latents, timestep, text)
         plain, conditioned = self.predict(latents.repeat(2, 1, 1, 1), timestep, torch.cat([null, text])).chunk(2)
         return plain + guidance * (conditioned - plain)
@@ -173,7 +173,7 @@ class _Step:
 
     def moved(self, null: Tensor) -> Tensor:
         plain = self.walk.predict(self.latents, self.timestep, null)
-        output = plain + self.guidance * (self.conditioned - plain)
+        output = plain + max(self.guidance, 1.0) * (self.conditioned - plain)
         return self.walk.forwards(self.latents, self.timestep, output)
 
     def loss(self, null: Tensor) -> Tensor:

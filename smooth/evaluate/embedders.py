@@ -75,10 +75,12 @@ def missing(kind: Kind) -> str:
 
 
 def _find(kind: Kind, name: str | None) -> Embedder | None:
+    if name is not None and not _is_hub_id(name):
+        name = str(Path(name).expanduser().absolute())  # an actor works in another folder
     folder = _folder(PUBLISHED[kind] if name is None else name)
+    if name is None and (folder is None or not any((folder / file).is_file() for file in WEIGHTS)):
+        return None  # nobody asked for it, and the cache holds nothing of it, or a part
     if folder is None:
-        if name is None:
-            return None
         raise ConfigError(
             f"evaluate.{kind}={name}: no such folder, nor a hub id that the cache holds; run `hf download`"
         )
@@ -126,7 +128,7 @@ class EmbeddingNetwork:
             raise ConfigError(f"evaluate.{embedder.kind}={embedder.name} is another or missing on this machine")
         self.embedder, self.device = embedder, torch.device(device)
         kind: Any = {"clip": transformers.CLIPModel, "dinov2": transformers.Dinov2Model}[embedder.kind]
-        network = kind.from_pretrained(folder, weights_only=True, local_files_only=True)
+        network = kind.from_pretrained(folder, weights_only=True, local_files_only=True, dtype=torch.float32)
         self._network = network.eval().to(self.device)
         self._processor = transformers.AutoImageProcessor.from_pretrained(folder)
         if embedder.kind == "clip":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,11 +88,14 @@ def measure(comparison: Comparison) -> Found:
         ConfigError: LPIPS's file is another one.
     """
     network = perceptual.find()
+    real = _real(comparison.config)
+    if real is not None:  # of a small data set fewer than were asked for
+        painted = replace(comparison.protocol, reconstructions=len(real.captions))
+        comparison = replace(comparison, protocol=painted)
     protocol, evaluate = comparison.protocol, comparison.config.evaluate
     models: tuple[Model, ...] = ("base", "smooth")
     folders = {model: comparison.blocks(model) for model in models}
     sampling = Sampling(protocol, folders, evaluate.batch_size, evaluate.reconstruction_batch)
-    real = _real(comparison.config)
     reference_path = store.join(comparison.folder, "reference.npz")
     with Studio(comparison, real) as studio:
         if not store.exists(reference_path):

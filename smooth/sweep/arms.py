@@ -45,6 +45,7 @@ def arms(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds={list(seeds)}: give one or more, each once")
+    lora = RunConfig.load(preset, overrides).train.lora
     found = {CONTROL: ["train.variation.weight=0"]}
     grid = itertools.product([weight for weight in weights if weight > 0], ranks or (None,), every or (None,))
     for weight, rank, k in grid:
@@ -54,7 +55,7 @@ def arms(
         values = zip(keys, parts.values(), strict=True)
         found[name] = [f"{key}={value}" for key, value in values if value is not None]
         if rank is not None:  # the update's scale is alpha / rank: kept, so that rank alone differs
-            found[name].append(f"train.lora.alpha={rank}")
+            found[name].append(f"train.lora.alpha={rank * lora.alpha / lora.rank:g}")
     found |= {change: change.split() for change in also}
     made: list[Arm] = []
     seen: set[str] = set()

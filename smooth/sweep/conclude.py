@@ -36,7 +36,11 @@ def conclude(arms: Sequence[Arm], failed: Mapping[str, str], margin: float) -> t
     among = figures.points({name: [m["metrics"] for m in found] for name, found in manifests.items()})
     best, why = figures.recommend(among, margin)
     config = arms[0].configs[0]
-    inputs = [str(margin), *(f"{arm.name} {c.fingerprint('evaluate')}" for arm in done for c in arm.configs)]
+    inputs = [
+        str(margin),
+        *sorted(failed),
+        *(f"{arm.name} {c.fingerprint('evaluate')}" for arm in done for c in arm.configs),
+    ]
     fingerprint = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:16]
     folder = store.join(config.stage_dir("evaluate").rpartition("/evaluate/")[0], "sweep", fingerprint)
     if store.is_complete(folder):

@@ -35,7 +35,7 @@ class Point:
     name: str
     values: dict[str, Figure]
     ratios: dict[str, Figure]
-    """to the control on the same seed: same samples, prompts and noises"""
+    """to the control on the same seed: same samples, prompts and noises; none where a value is not above 0"""
 
 
 def points(found: Mapping[str, Sequence[Metrics]]) -> list[Point]:
@@ -65,12 +65,12 @@ def front(among: Sequence[Point]) -> list[Point]:
 
 def recommend(among: Sequence[Point], margin: float) -> tuple[Point | None, str]:
     """The smoothest arm whose KID is at most ``margin`` times the control's, and why."""
-    arms = [point for point in among if point.name not in (BASE, CONTROL)]
+    arms = [point for point in among if point.name not in (BASE, CONTROL) and {ISTD, KID} <= point.ratios.keys()]
     allowed = [point for point in arms if point.ratios[KID].mean <= margin]
     smoother = [point for point in allowed if point.ratios[ISTD].mean < 1]
     if not smoother:
         if not arms:
-            return None, "Nothing was trained beside the control."
+            return None, "Nothing was trained beside the control that compares with it by a ratio."
         nearest = min(arms, key=lambda point: point.ratios[KID].mean)
         return None, (
             f"No arm is smoother than the control at a KID of at most {margin:g} times its own. Nearest in KID is "
@@ -99,7 +99,7 @@ def table(among: Sequence[Point]) -> str:
     heads = ["", f"{ISTD} / control", f"{KID} / control", *(name + arrows.get(name, "") for name in columns)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for point in among:
-        ratios = [_cell(point.ratios[name], 3) for name in (ISTD, KID)]
+        ratios = [_cell(point.ratios[name], 3) if name in point.ratios else "–" for name in (ISTD, KID)]
         lines.append(f"| {' | '.join([point.name, *ratios, *(_cell(point.values[name]) for name in columns)])} |")
     return "\n".join(lines)
 
@@ -122,6 +122,7 @@ def _point(name: str, seeds: Sequence[Mapping[str, float]], control: Sequence[Ma
                 [values[column] / own[column] for values, own in zip(seeds, control, strict=True)]
             )
             for column in known
+            if min(min(values[column], own[column]) for values, own in zip(seeds, control, strict=True)) > 0
         },
     )
 

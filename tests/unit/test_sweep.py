@@ -119,6 +119,15 @@ def test_the_smoothest_within_the_margin_is_recommended() -> None:
     assert "Nearest in KID is safe with 0.90 at 0.80" in why
 
 
+def test_a_kid_below_zero_has_no_ratio_and_is_not_recommended() -> None:
+    """It is unbiased, so it can be."""
+    found = figures.points({CONTROL: [metrics(2, 100)], "a": [metrics(1, -1)], "b": [metrics(1.5, 100)]})
+    best, _ = figures.recommend(found, 1.1)
+    assert best is found[3]
+    assert KID not in found[2].ratios
+    assert " | – | " in figures.table(found)
+
+
 def test_the_control_must_be_there() -> None:
     with pytest.raises(ValueError, match="read against its control"):
         figures.points({"a": [metrics(1, 1)]})
