@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smooth.export.cli import export
 from smooth.pretrain.cli import pretrain
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app.add_typer(ingest_app, name="ingest")
 latents_app = typer.Typer(help="Check and mend cached latents.", no_args_is_help=True)
 app.add_typer(latents_app, name="latents")
 app.command("pretrain")(pretrain)
+app.command("export")(export)
 
 PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
 OverrideOption = Annotated[

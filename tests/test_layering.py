@@ -16,6 +16,7 @@ DOORS = {
     "bitsandbytes": {"smooth/train/eight_bit.py"},
     "deepspeed": {"smooth/train/zero.py"},
     "img2dataset": {"smooth/data/download.py"},
+    "onnxruntime": {"smooth/export/graphs.py"},
     "ray": {
         "smooth/cluster.py",
         "smooth/data/dispatch.py",

@@ -52,15 +52,19 @@ def save_lora(folder: str, weights: dict[str, Tensor], unet: UNet2DConditionMode
     The adapter's settings (rank, alpha, targets) go into the file's metadata: without them diffusers
     takes alpha = rank. The file appears whole or not at all, on any fsspec path.
     """
-    settings = unet.peft_config[ADAPTER].to_dict()
+    path = store.join(folder, WEIGHTS_NAME)
+    store.write_bytes(path, lora_file(weights, unet.peft_config[ADAPTER].to_dict()))
+    return path
+
+
+def lora_file(weights: Mapping[str, Tensor], settings: Mapping[str, object]) -> bytes:
+    """The bytes of a file as diffusers saves a UNet's adapter: peft's names, its settings in the metadata."""
     metadata = {key: _plain(value) for key, value in settings.items()}
     with tempfile.TemporaryDirectory(prefix="smooth-lora-") as temporary:
         StableDiffusionPipeline.save_lora_weights(
-            temporary, unet_lora_layers=weights, unet_lora_adapter_metadata=metadata
+            temporary, unet_lora_layers=dict(weights), unet_lora_adapter_metadata=metadata
         )
-        path = store.join(folder, WEIGHTS_NAME)
-        store.write_bytes(path, Path(temporary, WEIGHTS_NAME).read_bytes())
-    return path
+        return Path(temporary, WEIGHTS_NAME).read_bytes()
 
 
 def _plain(value: object) -> object:

@@ -37,7 +37,30 @@ def load_pipeline(
     Raises:
         ModelError: the base or the adapter can't be read. Only safetensors are, never pickles.
     """
-    from diffusers import DDIMScheduler, DiffusionPipeline
+    from diffusers import DDIMScheduler
+
+    pipeline: Any = read_pipeline(base, revision=revision, dtype=dtype)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if lora is not None:
+        if not Path(lora).exists():
+            raise ModelError(f"no LoRA weights at {lora}")
+        pipeline.load_lora_weights(str(lora))
+    for name in ("unet", "vae", *text_encoders(pipeline)):
+        getattr(pipeline, name).requires_grad_(False).eval()
+    return cast("StableDiffusionPipeline", pipeline)
+
+
+def read_pipeline(
+    base: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> StableDiffusionPipeline:
+    """Load a text-to-image pipeline with the scheduler that it was saved with, no safety checker.
+
+    Raises:
+        ModelError: the base can't be read. Only safetensors are, never pickles.
+    """
+    from diffusers import DiffusionPipeline
 
     folder = resolve_model(base)
     try:
@@ -54,15 +77,6 @@ def load_pipeline(
             f"model.base={base} is a {type(pipeline).__name__} without {' and '.join(missing)}; give a Stable "
             "Diffusion or Stable Diffusion XL pipeline"
         )
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    if lora is not None:
-        if not Path(lora).exists():
-            raise ModelError(f"no LoRA weights at {lora}")
-        pipeline.load_lora_weights(str(lora))
-    for name in ("unet", "vae", *text_encoders(pipeline)):
-        getattr(pipeline, name).requires_grad_(False).eval()
     return cast("StableDiffusionPipeline", pipeline)
 
 
