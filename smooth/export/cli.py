@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-EXAMPLE = "smooth export --model models:/smooth-diffusion@candidate --format kohya --out smooth.safetensors"
-
 
 def export(
     model: Annotated[
         str, typer.Option(help="LoRA (file or folder), folder with a trained unet, or models:/NAME@ALIAS.")
     ],
-    kind: Annotated[str, typer.Option("--format", help="diffusers or kohya (a LoRA file), merged or onnx (a folder).")],
     out: Annotated[str, typer.Option(help="Local path of the file or folder to write.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="diffusers or kohya (a LoRA file), merged or onnx (a folder).")
+    ] = "diffusers",
     strength: Annotated[
         float | None,
         typer.Option(help="Of the LoRA in merged and onnx: 0 is the base, 1 (as without) what was trained."),
@@ -31,9 +31,9 @@ def export(
 ) -> None:
     """Write a trained model for other programs: diffusers, kohya-ss, ComfyUI, A1111, ONNX Runtime.
 
-    Example, once a training is registered:
+    Once a training is registered, for example:
 
-    smooth export --model models:/smooth-diffusion@candidate --format kohya --out smooth.safetensors
+    smooth export --model models:/smooth-diffusion@candidate --out smooth-lora
     """
     from smooth.cli import reported
 

@@ -16,6 +16,7 @@ from smooth.export import ExportError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3  # of the largest value; fp32 kernels differ by 1e-6 to 1e-5, a wrong graph by its whole size
+SIZE = 16  # height and width of the example's latents; the graph takes others, and a UNet of four levels halves thrice
 AXES = {  # name of an input -> the axes that are free
     "sample": {0: "batch", 2: "height", 3: "width"},
     "timestep": {0: "batch"},
@@ -47,7 +48,7 @@ class Graph:
     inputs: tuple[str, ...]
     output: str
     example: Callable[[int, int], tuple[Tensor, ...]]
-    """takes a batch size and a factor of the pipeline's own latent size"""
+    """takes a batch size and a factor of SIZE"""
 
 
 def require() -> None:
@@ -93,8 +94,7 @@ def graphs(pipeline: Any) -> list[Graph]:
     N x L x D; fp32 but for the integers. The decoder takes latents divided by the VAE's scaling factor.
     """
     unet, text, vae = pipeline.unet, pipeline.text_encoder, pipeline.vae
-    length, size = pipeline.tokenizer.model_max_length, unet.config.sample_size
-    width, vocabulary = unet.config.cross_attention_dim, text.config.vocab_size
+    length, width = pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def graphs(pipeline: Any) -> list[Graph]:
         return torch.randint(below, shape, generator=torch.Generator().manual_seed(0))
 
     def latents(batch: int, factor: int) -> Tensor:
-        return normal(batch, unet.config.in_channels, factor * size, factor * size)
+        return normal(batch, unet.config.in_channels, factor * SIZE, factor * SIZE)
 
     return [
         Graph(
@@ -118,7 +118,7 @@ def graphs(pipeline: Any) -> list[Graph]:
             _First(text, lambda ids: text(ids, return_dict=False)),
             ("input_ids",),
             "last_hidden_state",
-            lambda batch, _: (whole(vocabulary, batch, length),),
+            lambda batch, _: (whole(text.config.vocab_size, batch, length),),
         ),
         Graph(
             "vae_decoder",
@@ -137,7 +137,7 @@ def _write(graph: Graph, path: Path) -> None:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         torch.onnx.export(
-            graph.network,
+            graph.network.eval(),
             graph.example(2, 1),
             path,
             input_names=graph.inputs,

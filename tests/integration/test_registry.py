@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from smooth import registry, store, tracking
+from smooth.cli import app
 from smooth.config import RunConfig, resolve_model
 from smooth.models.pipeline import load_pipeline
 from tests.evaluated import trained
@@ -115,3 +120,18 @@ def test_fetches_what_was_trained_and_its_base(
     assert registry.fetch(f"models:/{manifest['name']}/{manifest['version']}", str(tmp_path))[2] == folder
     with pytest.raises(store.ArtifactError, match="nobody@nowhere can't be fetched"):
         registry.fetch("models:/nobody@nowhere", str(tmp_path))
+
+
+def test_the_example_in_the_help_of_export_works_when_pasted(
+    registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "80"}).stdout
+    (example,) = re.findall(r"^ *smooth (export .*)$", shown, flags=re.MULTILINE)
+    result = CliRunner().invoke(app, shlex.split(example))
+    assert (result.exit_code, result.stderr) == (0, "")
+    name = "pytorch_lora_weights.safetensors"
+    trained = load_file(Path(registered[0].stage_dir("train"), name))
+    exported = load_file(tmp_path / "smooth-lora" / name)
+    assert exported.keys() == trained.keys()
+    assert all((exported[key] == weight).all() for key, weight in trained.items())
