@@ -131,13 +131,14 @@ def _derived(weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> dict
     ranks = {name.removesuffix(DOWN): weight.shape[0] for name, weight in weights.items() if name.endswith(DOWN)}
     scales = {module: alphas.get(module, float(rank)) for module, rank in ranks.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, scales))
-    return LoraConfig(
+    settings: dict[str, Any] = LoraConfig(
         r=int(rank),
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes fractions too
+        lora_alpha=alpha,
         target_modules=sorted(ranks),
         rank_pattern={f"^{module}": value for module, value in ranks.items() if value != rank},
-        alpha_pattern={f"^{module}": value for module, value in scales.items() if value != alpha},  # type: ignore[misc]
+        alpha_pattern={f"^{module}": value for module, value in scales.items() if value != alpha},
     ).to_dict()
+    return settings
 
 
 def diffusers_file(adapter: Adapter) -> bytes:

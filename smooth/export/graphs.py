@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,7 @@ def difference(graph: Graph, path: Path) -> float:
     Raises:
         ExportError: it is more than rounding.
     """
-    import onnxruntime
-
+    onnxruntime: Any = import_module("onnxruntime")  # has no types
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch, factor in ((1, 1), (3, 1), (1, 2)):

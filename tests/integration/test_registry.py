@@ -128,9 +128,9 @@ def test_the_example_in_the_help_of_export_works_when_pasted(
     monkeypatch.chdir(tmp_path)
     shown = CliRunner().invoke(app, ["export", "--help"], env={"COLUMNS": "80"}).stdout
     (example,) = re.findall(r"^ *smooth (export .*)$", shown, flags=re.MULTILINE)
-    result = CliRunner().invoke(app, shlex.split(example))
-    assert (result.exit_code, result.stderr) == (0, "")
     name = "pytorch_lora_weights.safetensors"
+    result = CliRunner().invoke(app, shlex.split(example))
+    assert (result.exit_code, result.stdout) == (0, f"wrote smooth-lora/{name}\n")
     trained = load_file(Path(registered[0].stage_dir("train"), name))
     exported = load_file(tmp_path / "smooth-lora" / name)
     assert exported.keys() == trained.keys()
