@@ -10,7 +10,8 @@ STAMP := .venv/.smooth-setup
 
 setup: $(STAMP)  ## Make .venv with every locked version (once; minutes, 7 GB)
 
-# --no-deps: the lock is complete, and img2dataset would pull in `dataclasses`, a backport that breaks Prefect.
+# --no-deps: the lock is complete; img2dataset would pull in `dataclasses`, a backport that breaks Prefect, and gradio
+# an older Pillow than the rest runs with.
 $(STAMP): infra/requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Smooth needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=/path/to/python3.11" >&2; exit 1; }

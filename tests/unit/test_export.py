@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +349,6 @@ def write_shallow_pipeline(folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.skipif(find_spec("onnxscript") is None, reason="onnx, onnxscript and onnxruntime are not installed")
 def test_a_picture_by_onnx_alone_is_that_of_torch(tmp_path: Path) -> None:
     onnxruntime: Any = import_module("onnxruntime")  # has no types
     base = write_shallow_pipeline(tmp_path / "base")
