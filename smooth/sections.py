@@ -169,6 +169,9 @@ class VariationConfig(Section):
 
     weight: float = Field(1.0, ge=0, description="lambda of eq. 14; 0 switches the regularizer off")
     target_decay: float = Field(0.01, gt=0, le=1, description="a <- a + decay (mean norm - a)")
+    target_knots: int = Field(
+        1, ge=1, description="the target a is a line through so many points over the timesteps; 1 is the paper's"
+    )
     estimator: Literal["one_sided_difference", "central_difference", "double_backward"] = "one_sided_difference"
     difference_step: float | None = Field(None, gt=0, description="RMS in the noise; None goes by train.precision")
     every: int = Field(
@@ -176,6 +179,15 @@ class VariationConfig(Section):
         ge=1,
         description="lazy: each k-th micro-step has weight k lambda; let k divide the micro-steps of a worker",
     )
+
+    @model_validator(mode="after")
+    def _target_is_stable(self) -> Self:
+        if self.target_knots * self.target_decay > 1:
+            raise ValueError(
+                f"train.variation.target_knots={self.target_knots} x target_decay={self.target_decay} is above 1, and "
+                "a knot would overshoot what it averages; lower one of them"
+            )
+        return self
 
 
 class TrainConfig(Section):

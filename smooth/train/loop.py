@@ -79,7 +79,7 @@ class Training:
         )
         self.utilisation = self._utilisation(pipeline.unet) if place.rank == 0 else None
         self.engine = start_engine(pipeline.unet, self.config, config.seed, place.device)
-        self.variation = StepwiseVariation(config.train.variation, dtype=self.engine.dtype)
+        self.variation = StepwiseVariation(config.train.variation, steps=schedule.steps, dtype=self.engine.dtype)
         self.train_step = TrainingStep(self.engine, schedule.to(place.device), self.variation)
         self.collectives = Collectives() if place.device.type == "cpu" else None
         self.state = TrainState(seed=config.seed, data=dataset.ingested)

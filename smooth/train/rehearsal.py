@@ -61,7 +61,7 @@ class MicroStep:
         self.gathers = config.zero_stage == 3  # then the gradient by the noise has a forward pass of its own
         self.autocast = config.zero_stage == 0 and config.precision != "fp32"
         self.variation = StepwiseVariation(config.variation, dtype=self.dtype)
-        self.variation.update(1.0)
+        self.variation.start([1.0] * config.variation.target_knots)
         self.schedule = SCHEDULE
         count = config.micro_batch_size
         self.latents, self.noise, self.direction = (torch.empty(count, *shapes.latent) for _ in range(3))
@@ -81,7 +81,7 @@ class MicroStep:
         if self.variation.weight > 0:
             estimate = self.variation.estimator(denoise, self.noise, self.direction, denoise if self.gathers else None)
             loss = denoising_loss(estimate.output, target).mean()
-            loss = loss + self.variation.weight * self.variation.penalty(estimate.norms).mean()
+            loss = loss + self.variation.weight * self.variation.penalty(estimate.norms, self.timesteps).mean()
         else:
             loss = denoising_loss(denoise(self.noise)[0], target).mean()
         torch.autograd.backward(loss)

@@ -58,7 +58,7 @@ class TrainingStep:
         A gradient that is not finite, on any rank, leaves weights, optimizer and target as they were.
         """
         batches = [batch.to(self.engine.device) for batch in micro_batches]
-        if self.variation.weight > 0 and self.variation.target is None:
+        if self.variation.weight > 0 and self.variation.targets is None:
             self._start_target(batches)
         self.times.mark("start")
         rows, updated = [], True
@@ -67,33 +67,37 @@ class TrainingStep:
             updated = self.engine.step()
             self.times.mark("optimizer")
         self.rows = torch.cat(rows)  # kept to find the samples at fault
-        result = self._result(self.rows, updated)
+        result, errors = self._result(self.rows, updated)
         if result.norm is not None and result.updated:
-            self.variation.update(result.norm)
+            self.variation.update(errors)
         return result
 
     def _micro_step(self, batch: Batch) -> Tensor:
-        """Add a micro-batch's gradients; return (base loss, 0, 0, 0, 0) or (base, 1, penalty, norm, error) rows."""
+        """Add a micro-batch's gradients; return (base loss, 0, ...) or (base, 1, penalty, norm, error, knots) rows."""
         output, estimate = self._forward(batch)
         base = denoising_loss(output, self.schedule.target(batch.latents, batch.noise, batch.timesteps))
-        loss, rows = base.mean(), base.new_zeros(len(base), 5)
+        loss, rows = base.mean(), base.new_zeros(len(base), 5 + self.variation.knots)
         rows[:, 0] = base.detach()
         if estimate is not None:
-            penalty = self.variation.penalty(estimate.norms)
+            penalty = self.variation.penalty(estimate.norms, batch.timesteps)
             loss = loss + self.variation.weight * penalty.mean()
-            rows[:, 1:] = torch.stack(
+            rows[:, 1:5] = torch.stack(
                 [torch.ones_like(base), penalty.detach(), estimate.norms.detach(), estimate.error.detach()], dim=1
             )
+            rows[:, 5:] = self.variation.errors(estimate.norms, batch.timesteps)
         self.engine.backward(loss)
         self.times.mark("backward")
         return rows
 
     def _start_target(self, batches: Sequence[Batch]) -> None:
-        """Give the target its first value, the mean of the first batch, by one pass ahead of the first step."""
+        """Give the target its first value, means of the first batch, by a pass a knot ahead of the first step."""
         probe = self.engine.probe or self.engine
-        norms = torch.cat([norms_only(self._denoise(batch, probe), batch.noise, batch.direction) for batch in batches])
-        (mean,) = global_mean(norms[:, None])
-        self.variation.update(mean)
+        norms = [
+            torch.stack([norms_only(self._denoise(moved, probe), batch.noise, batch.direction) for moved in places], 1)
+            for batch in batches
+            for places in [[replace(batch, timesteps=place) for place in self.variation.places(batch.timesteps)]]
+        ]
+        self.variation.start(global_mean(torch.cat(norms)))
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Estimate | None]:
         """The network's output, and the estimate that it came with on a regularized micro-step."""
@@ -128,9 +132,9 @@ class TrainingStep:
         told = partial(network, added=batch.added) if batch.added else network
         return denoise_from(told, self.schedule, batch.latents, batch.timesteps, batch.text)
 
-    def _result(self, rows: Tensor, updated: bool) -> StepResult:
-        """The step's means over all ranks of the rows of :meth:`_micro_step`."""
-        base, share, penalty, norm, error = global_mean(rows)
+    def _result(self, rows: Tensor, updated: bool) -> tuple[StepResult, list[float]]:
+        """The step's means over all ranks of the rows of :meth:`_micro_step`; apart, those of the target's knots."""
+        base, share, penalty, norm, error, *knots = global_mean(rows)
         result = StepResult(
             loss=base + self.variation.weight * penalty,
             loss_base=base,
@@ -138,14 +142,15 @@ class TrainingStep:
             updated=updated,
         )
         if not share:
-            return result
-        return replace(
+            return result, knots
+        told = replace(
             result,
             regularizer=penalty / share,
             norm=norm / share,
-            target=self.variation.target,
+            target=(norm - sum(knots)) / share,
             difference_error=error / share,
         )
+        return told, [value / share for value in knots]
 
     def samples_at_fault(self, batches: Sequence[Batch]) -> list[int]:
         """Indices of the last global batch's samples whose loss is not finite, of all ranks. Every rank calls it."""

@@ -38,11 +38,11 @@ def gradient(
 ) -> Tensor:
     """Gradient of the mean penalty by the adapter."""
     variation = StepwiseVariation(VariationConfig(estimator=estimator, difference_step=step), dtype=dtype)
-    variation.update(0.2)
+    variation.start([0.2])
     denoise = denoise_from(caller(network), schedule(), draws.clean, draws.timesteps, draws.text)
     with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
         norms = variation.estimator(denoise, draws.noise, draws.direction).norms
-        penalty = variation.penalty(norms).mean()
+        penalty = variation.penalty(norms, draws.timesteps).mean()
     return flat(torch.autograd.grad(penalty, [weight for weight in network.parameters() if weight.requires_grad]))
 
 

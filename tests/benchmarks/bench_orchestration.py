@@ -62,20 +62,20 @@ def bare(config: RunConfig) -> float:
     for step in range(train.steps):
         started = time.perf_counter()
         start = step * train.global_batch_size
-        norms_seen: list[Tensor] = []
+        errors: list[Tensor] = []
         for batch in loader.micro_batches(start, train.micro_batch_size, 0, 1):
             denoise = denoise_from(network, schedule, batch.latents, batch.timesteps, batch.text)
             output, norms, _ = variation.estimator(denoise, batch.noise, batch.direction)
-            if variation.target is None:
-                variation.update(float(norms.mean()))
+            if variation.targets is None:
+                variation.start([float(norms.mean())])
             loss = functional.mse_loss(output, schedule.target(batch.latents, batch.noise, batch.timesteps))
-            loss = loss + variation.weight * variation.penalty(norms).mean()
+            loss = loss + variation.weight * variation.penalty(norms, batch.timesteps).mean()
             torch.autograd.backward(loss / train.accumulation)
-            norms_seen.append(norms.detach())
+            errors.append(variation.errors(norms, batch.timesteps))
         torch.nn.utils.clip_grad_norm_(parameters, train.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        variation.update(float(torch.cat(norms_seen).mean()))
+        variation.update(torch.cat(errors).mean(0).tolist())
         speeds.append(train.global_batch_size / (time.perf_counter() - started))
     dataset.close()
     return statistics.median(speeds[SKIPPED:])
@@ -113,6 +113,7 @@ def main() -> None:
                     "train.checkpoint_every=1000000",
                     "train.validate_every=1000000",
                     "train.istd_every=null",
+                    "train.variation.target_knots=1",
                 ],
             )
             latents = Path(config.stage_dir("latents"))

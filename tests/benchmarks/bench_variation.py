@@ -94,7 +94,7 @@ class Arm:
         arch, device, dtype = ARCHS[spec.arch], spec.device, DTYPES[spec.dtype]
         self.encodes = name == "original"
         self.variation = StepwiseVariation(ARMS[name], dtype=dtype)
-        self.variation.update(0.1)
+        self.variation.start([0.1])
         self.dtype, self.schedule = dtype, schedule().to(device)
         self.unet = _cast(adapted(unet(arch.unet, text_width=arch.text, groups=arch.groups)), spec)
         self.network: Callable[..., Any] = torch.compile(self.unet) if spec.compile and not self.encodes else self.unet
@@ -121,7 +121,7 @@ class Arm:
         if self.variation.is_due(self.micro_step):
             estimate = self.variation.estimator(denoise, self.noise, self.direction)
             loss = denoising_loss(estimate.output, target).mean()
-            loss = loss + self.variation.weight * self.variation.penalty(estimate.norms).mean()
+            loss = loss + self.variation.weight * self.variation.penalty(estimate.norms, self.timesteps).mean()
         else:
             loss = denoising_loss(denoise(self.noise)[0], target).mean()
         loss.backward()

@@ -98,7 +98,7 @@ def loss_of(
     estimate = variation.estimator(denoise, draws.noise, draws.direction, way)
     target = noise_schedule.target(draws.clean, draws.noise, draws.timesteps)
     base = denoising_loss(estimate.output, target).mean()
-    return base + variation.weight * variation.penalty(estimate.norms).mean()
+    return base + variation.weight * variation.penalty(estimate.norms, draws.timesteps).mean()
 
 
 def flat(gradients: Iterable[Tensor | None]) -> Tensor:

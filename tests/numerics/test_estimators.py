@@ -24,7 +24,7 @@ BALANCED = 1e-3  # at this weight both terms of the loss have a like share in th
 def _variation(estimator: str, dtype: torch.dtype = torch.float32, weight: float = 1) -> StepwiseVariation:
     config = VariationConfig.model_validate({"estimator": estimator, "weight": weight})
     variation = StepwiseVariation(config, dtype=dtype)
-    variation.update(0.2)
+    variation.start([0.2])
     return variation
 
 
@@ -42,7 +42,7 @@ def _regularizer_gradient(
     denoise = denoise_from(call or caller(network), schedule(prediction_type), draws.clean, draws.timesteps, draws.text)
     norms = variation.estimator(denoise, draws.noise, draws.direction).norms
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return flat(torch.autograd.grad(variation.penalty(norms).mean(), parameters, allow_unused=True))
+    return flat(torch.autograd.grad(variation.penalty(norms, draws.timesteps).mean(), parameters, allow_unused=True))
 
 
 def _cosine(value: Tensor, reference: Tensor) -> float:

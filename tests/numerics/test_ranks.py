@@ -35,7 +35,7 @@ def _network() -> UNet2DConditionModel:
 def _variation(estimator: str) -> StepwiseVariation:
     # At this weight both terms of the loss have a like share in the gradient.
     variation = StepwiseVariation(VariationConfig.model_validate({"estimator": estimator, "weight": 1e-3}))
-    variation.update(0.5)
+    variation.start([0.5])
     return variation
 
 

@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -67,8 +68,8 @@ def test_norm_and_weight_gradient_equal_the_closed_form(prediction_type: str, es
     denoise = denoise_from(network, schedule, clean, TIMESTEPS, torch.empty(0))
     variation = StepwiseVariation(VariationConfig.model_validate({"estimator": estimator}))
     output, norms, _ = variation.estimator(denoise, noise, direction)
-    variation.update(1.7)
-    variation.penalty(norms).mean().backward()
+    variation.start([1.7])
+    variation.penalty(norms, TIMESTEPS).mean().backward()
 
     matrix = network.matrix.detach().clone().requires_grad_()
     expected = _closed_form(matrix, direction, schedule)
@@ -101,7 +102,7 @@ def test_gradient_of_the_penalty_equals_finite_differences_on_a_unet(prediction_
     clean, noise, direction = _random(3, seed=7)
     text = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
     variation = StepwiseVariation(VariationConfig())
-    variation.update(0.3)
+    variation.start([0.3])
 
     def network(noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         return unet(noisy, timesteps, encoder_hidden_states=text).sample
@@ -111,10 +112,10 @@ def test_gradient_of_the_penalty_equals_finite_differences_on_a_unet(prediction_
         denoise = denoise_from(network, schedule, clean, TIMESTEPS, text)
         probe = noise.clone().requires_grad_()
         (gradient,) = torch.autograd.grad((denoise(probe)[1] * direction).sum(), probe)
-        return variation.penalty(gradient.flatten(1).norm(dim=1)).mean()
+        return variation.penalty(gradient.flatten(1).norm(dim=1), TIMESTEPS).mean()
 
     denoise = denoise_from(network, schedule, clean, TIMESTEPS, text)
-    variation.penalty(double_backward(denoise, noise, direction).norms).mean().backward()
+    variation.penalty(double_backward(denoise, noise, direction).norms, TIMESTEPS).mean().backward()
     generator = torch.Generator().manual_seed(9)
     for name in ("conv_in.weight", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight", "conv_out.bias"):
         parameter = unet.get_parameter(name)
@@ -131,26 +132,52 @@ def test_gradient_of_the_penalty_equals_finite_differences_on_a_unet(prediction_
 
 
 def test_target_starts_at_the_first_mean_then_decays_and_survives_a_checkpoint() -> None:
-    variation = StepwiseVariation(VariationConfig(target_decay=0.01))
+    variation, timesteps = StepwiseVariation(VariationConfig(target_decay=0.01)), torch.tensor([5, 900])
     with pytest.raises(ValueError, match="no value yet"):
-        variation.penalty(torch.ones(2))
-    variation.update(2.0)
-    variation.update(3.0)
-    variation.update(float("nan"))
-    assert variation.target == pytest.approx(2.01)
+        variation.penalty(torch.ones(2), timesteps)
+    with pytest.raises(ValueError, match="finite norm for each of its knots"):
+        variation.start([float("nan")])
+    variation.start([2.0])
+    variation.update(global_mean(variation.errors(torch.tensor([2.5, 3.5]), timesteps)))
+    variation.update([float("nan")])
+    assert variation.targets == pytest.approx([2.01])
     restored = StepwiseVariation(VariationConfig(target_decay=0.01))
     restored.load_state_dict(variation.state_dict())
-    assert restored.state_dict() == {"target": variation.target, "count": 2}
-    torch.testing.assert_close(restored.penalty(torch.tensor([3.01])), torch.tensor([1.0]))
+    assert restored.state_dict() == {"targets": variation.targets, "count": 2}
+    torch.testing.assert_close(restored.penalty(torch.tensor([3.01]), timesteps[:1]), torch.tensor([1.0]))
+
+
+def test_a_target_of_several_knots_is_interpolated_and_follows_each_timestep() -> None:
+    """Norms that grow with the timestep: numpy's interpolation is the reference, and no penalty is left of them."""
+    timesteps = torch.arange(1000)
+    variation = StepwiseVariation(VariationConfig(target_decay=0.01, target_knots=21))
+    places = variation.places(timesteps[:4])
+    assert [int(place[0]) for place in places] == [round(999 * knot / 20) for knot in range(21)]
+    variation.start([1.0 + knot % 3 for knot in range(21)])
+    expected = np.interp(np.arange(1000), np.linspace(0, 999, 21), variation.targets or [])
+    torch.testing.assert_close(variation.target(timesteps), torch.tensor(expected, dtype=torch.float32))
+
+    norms = 0.2 + 3 * (timesteps / 999) ** 2
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3000):
+        batch = torch.randint(1000, (16,), generator=draw)
+        variation.update(global_mean(variation.errors(norms[batch], batch)))
+    assert float(variation.penalty(norms, timesteps).mean()) < 1e-4
+    paper = StepwiseVariation(VariationConfig())
+    paper.start([float(norms.mean())])
+    assert float(paper.penalty(norms, timesteps).mean()) == pytest.approx(float(norms.var()), rel=1e-2)
 
 
 def _rank_target(rank: int, port: int, norms: list[list[float]], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     variation = StepwiseVariation(VariationConfig(target_decay=0.5))
     for scale in (1.0, 2.0):
-        (mean,) = global_mean(scale * torch.tensor(norms[rank])[:, None])
-        variation.update(mean)
-    Path(folder, str(rank)).write_text(repr(variation.target))
+        values = scale * torch.tensor(norms[rank])
+        if variation.targets is None:
+            variation.start(global_mean(values[:, None]))
+        else:
+            variation.update(global_mean(variation.errors(values, torch.zeros(len(values), dtype=torch.int64))))
+    Path(folder, str(rank)).write_text(repr(variation.targets[0] if variation.targets else None))
     dist.destroy_process_group()
 
 

@@ -28,7 +28,7 @@ def test_the_loop_of_ones_own_trains() -> None:
         "loader": [(draws.clean, draws.text)] * 2,
     }
     exec(code, places)
-    assert places["variation"].count == 2
+    assert places["variation"].count == 3  # the start, and two batches
     gradients = [parameter.grad for parameter in network.parameters() if parameter.requires_grad]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.abs().max() > 0 for gradient in gradients)

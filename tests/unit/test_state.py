@@ -10,7 +10,7 @@ from smooth.train.state import TrainError, TrainState
 
 
 def test_state_survives_a_folder(tmp_path: Path) -> None:
-    state = TrainState(seed=3, data="a", step=7, samples_seen=56, variation={"target": 0.25, "count": 8})
+    state = TrainState(seed=3, data="a", step=7, samples_seen=56, variation={"targets": [0.25], "count": 8})
     state.save(tmp_path)
     assert TrainState.load(tmp_path) == state
 

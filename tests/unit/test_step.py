@@ -82,7 +82,7 @@ def test_accumulating_micro_steps_equals_the_whole_batch_at_once() -> None:
         results = [steps[parts](_split(_batch(), parts)) for parts in (1, 4)]
         assert results[0].metrics() == pytest.approx(results[1].metrics(), rel=1e-4, abs=1e-4)
     torch.testing.assert_close(whole.layer.weight, split.layer.weight)
-    assert steps[1].variation.target == pytest.approx(steps[4].variation.target)
+    assert steps[1].variation.targets == pytest.approx(steps[4].variation.targets)
 
 
 def test_first_target_is_the_first_mean_and_loss_is_the_weighted_sum() -> None:
@@ -95,7 +95,7 @@ def test_first_target_is_the_first_mean_and_loss_is_the_weighted_sum() -> None:
 def test_without_weight_the_regularizer_is_neither_computed_nor_reported() -> None:
     step = _step(PlainEngine(1), weight=0)
     assert step([_batch()]).metrics().keys() == {"loss", "loss_base", "gradient_norm"}
-    assert step.variation.target is None
+    assert step.variation.targets is None
 
 
 def test_lazy_micro_steps_carry_the_weight_of_those_between() -> None:
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_samples(weig
     engine = PlainEngine(2)
     step = _step(engine, weight)
     step(_split(_batch(), 2))
-    before, target = engine.layer.weight.detach().clone(), step.variation.target
+    before, targets = engine.layer.weight.detach().clone(), step.variation.targets
     broken = _batch(first=100)
     latents = broken.latents.clone()
     latents[2, 0, 0, 0] = torch.inf
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_names_the_samples(weig
     assert not result.is_finite
     assert step.samples_at_fault(batches) == [102]
     assert torch.equal(engine.layer.weight, before)
-    assert step.variation.target == target
+    assert step.variation.targets == targets
     assert step(_split(_batch(), 2)).updated
 
 
