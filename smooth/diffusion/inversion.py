@@ -75,6 +75,10 @@ class Walk:
         here, there = self._levels(timestep)
         return self._moved(latents, output, there, here)
 
+    def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Clean latents (B, C, h, w) with noise at the level of the step of this index, from 0 at the noisy end."""
+        return self._schedule.add_noise(clean, noise, torch.tensor([self.timesteps[index]]))
+
     def _levels(self, timestep: int) -> tuple[float, float]:
         """``alphas_cumprod`` at a timestep and at the next one towards the picture."""
         following = timestep - self._stride
@@ -124,13 +128,22 @@ def reconstruct(
     nulls: Sequence[Tensor] | Tensor,
     guidance: float,
     each_step: Callable[[], None] | None = None,
+    *,
+    skip: int = 0,
 ) -> Tensor:
-    """Clean latents (B, C, h, w) from noise, with an unconditional embedding (B, L, D) for each step.
+    """Clean latents (B, C, h, w) from noise.
 
-    ``each_step`` is called after each; what it raises ends the walk.
+    Args:
+        walk: the steps.
+        noise: (B, C, h, w) where the walk begins.
+        text: (B, L, D) embedding of each picture's prompt.
+        nulls: an unconditional embedding (B, L, D) for each step of the walk.
+        guidance: scale.
+        each_step: called after each step; what it raises ends the walk.
+        skip: steps left out at the noisy end; ``noise`` has then the level of the first that is not.
     """
     latents = noise
-    for timestep, null in zip(walk.timesteps, nulls, strict=True):
+    for timestep, null in [*zip(walk.timesteps, nulls, strict=True)][skip:]:
         latents = walk.forwards(latents, timestep, walk.guided(latents, timestep, text, null, guidance))
         if each_step is not None:
             each_step()
