@@ -124,6 +124,7 @@ def retimed(ratios: Array, distances: Array) -> Array:
         return ratios
     passed += np.arange(len(passed)) * 1e-9 * passed[-1]  # neighbours that are equal have an inverse, too
     found: Array = PchipInterpolator(passed, ratios)(np.linspace(0.0, passed[-1], len(ratios)))
+    found[[0, -1]] = ratios[[0, -1]]  # where they lie but for rounding
     return found
 
 
