@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -124,18 +124,17 @@ def interpolate(
         check_name(out, ".png", *FILMS)
         pair, seeds = two("prompts", prompts), two("--seed", seed)
         edited = open_quietly(model, base)
-        settings = {"steps": steps, "guidance": guidance}
         found: dict[str, Frames] = {}
         for label, level in levels(edited, strength, compare).items():
             if picture:
                 ends = two("--picture", picture, least=2)
                 way = _between_pictures(
-                    edited, level, label, method, ends, pair, seeds[0], null_text_steps=null_text_steps, **settings
+                    edited, level, label, method, ends, pair, seeds[0], null_text_steps, steps, guidance
                 )
             else:
                 from smooth.edit.interpolate import generated
 
-                way = generated(edited.at(level), pair, seeds, negative=negative, **settings)
+                way = generated(edited.at(level), pair, seeds, negative=negative, steps=steps, guidance=guidance)
             found[label] = _painted(label, way, frames, equal_steps)
         if out.endswith(FILMS):
             _write_film(out, found, compare)
@@ -151,9 +150,9 @@ def _between_pictures(
     ends: tuple[str, str],
     prompts: tuple[str, str],
     seed: int,
-    *,
     null_text_steps: int,
-    **settings: Any,
+    steps: int,
+    guidance: float,
 ) -> Way:
     from smooth.edit import interpolate as between
     from smooth.edit.generate import image_size
@@ -164,10 +163,20 @@ def _between_pictures(
     if method == "vae":
         return between.vae(pipeline, pictures)
     if method == "anid":
-        return between.anid(pipeline, pictures, prompts, seed=seed, **settings)
-    asked = {"null_text_steps": null_text_steps, "cache": cache_of(edited, level), **settings}
+        return between.anid(pipeline, pictures, prompts, seed=seed, steps=steps, guidance=guidance)
     with bar(f"inverting, {label}") as progress:
-        return between.real(pipeline, inverted(pipeline, pictures, prompts, shared=True, progress=progress, **asked))
+        found = inverted(
+            pipeline,
+            pictures,
+            prompts,
+            steps=steps,
+            guidance=guidance,
+            null_text_steps=null_text_steps,
+            shared=True,
+            progress=progress,
+            cache=cache_of(edited, level),
+        )
+    return between.real(pipeline, found)
 
 
 def _painted(label: str, way: Way, count: int, equal_steps: bool) -> Frames:

@@ -191,7 +191,7 @@ def real(pipeline: Any, inverted: Inversion) -> Way:
 
 def vae(pipeline: Any, pictures: Pictures) -> Way:
     """The paper's baseline in VAE space: clean latents of two pictures (2, H, W, 3) by lerp, which cross-fades."""
-    start, end = encode_pictures(pipeline, pictures).split(1)
+    start, end = encode_pictures(pipeline, pictures).chunk(2)
 
     def way(ratio: float, each_step: Callable[[], None]) -> Pictures:
         each_step()
@@ -234,13 +234,21 @@ def anid(
     skip = steps - max(1, round(noising * steps))
     clean = encode_pictures(pipeline, pictures)
     drawn = torch.stack([sampler.noise(seed, "anid", index, clean.shape[1:]) for index in range(2)])
-    start, end = walk.noised(clean, drawn.to(clean), skip).split(1)
-    told = sampler.embed(pipeline, prompts)
+    start, end = walk.noised(clean, drawn.to(clean), skip).chunk(2)
+    told = [sampler.embed(pipeline, [prompt]) for prompt in prompts]
 
     def way(ratio: float, each_step: Callable[[], None]) -> Pictures:
-        text, null = (torch.lerp(*told[name].split(1), ratio) for name in ("prompt_embeds", "negative_prompt_embeds"))
+        text = _mixed(told[0], told[1], ratio)
         mixed = sampler.slerp(start, end, ratio)
-        clean = walks.reconstruct(walk, mixed, text, [null] * steps, guidance, each_step, skip=skip)
+        clean = walks.reconstruct(
+            walk,
+            mixed,
+            text["prompt_embeds"],
+            [text["negative_prompt_embeds"]] * steps,
+            guidance,
+            each_step,
+            skip=skip,
+        )
         return decode_latents(pipeline, clean)
 
     return way
@@ -252,7 +260,7 @@ def _mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], ratio: float)
 
 def _pixels(pictures: Pictures) -> Array:
     """L2 between neighbouring frames, on pixels in [0, 1]."""
-    return neighbour_distances(pictures[None])[0]
+    return np.asarray(neighbour_distances(pictures[None])[0])
 
 
 def _spread(distances: Array) -> float:

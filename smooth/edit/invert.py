@@ -181,7 +181,7 @@ class _Asked:
             "model": model,
             "dtype": str(pipeline.dtype),
             "shape": self.pictures.shape,
-            "pictures": hashlib.sha256(np.ascontiguousarray(self.pictures)).hexdigest(),
+            "pictures": hashlib.sha256(self.pictures.tobytes()).hexdigest(),
             "prompts": self.prompts,
             "steps": self.steps,
             "guidance": self.guidance,
