@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -20,11 +19,13 @@ from smooth.edit.options import (
     bar,
     cache_of,
     check_name,
+    digests,
     levels,
     numbered,
     open_quietly,
     read_pictures,
     save,
+    told_command,
     two,
 )
 
@@ -208,7 +209,15 @@ def _save_strip(context: typer.Context, edited: EditModel, out: str, found: dict
     strips = {label: media.strip(made.pictures) for label, made in found.items()}
     facts = {label: {"ratios": made.ratios.tolist(), "distances": made.distances.tolist()}
              for label, made in found.items()}  # fmt: skip
-    save(context, edited, out, media.stacked(strips) if compare else strips["smooth"], {}, found=facts)
+    save(
+        context,
+        edited,
+        out,
+        media.stacked(strips) if compare else strips["smooth"],
+        {},
+        found=facts,
+        inputs=digests(context.params["picture"]),
+    )
 
 
 def invert(
@@ -264,7 +273,7 @@ def invert(
                   f"error in latents {float(found.found.errors[-1, 0]):.3g}")  # fmt: skip
             columns = np.concatenate([given, bound, back])
             rows[label] = media.side_by_side(dict(zip(("picture", "VAE alone", "back"), columns, strict=True)))
-        save(context, edited, out, media.stacked(rows) if compare else rows["smooth"], {})
+        save(context, edited, out, media.stacked(rows) if compare else rows["smooth"], {}, inputs=digests([picture]))
 
 
 def show_params(picture: Annotated[str, typer.Argument(help="A PNG that smooth made.")]) -> None:
@@ -281,18 +290,10 @@ def show_params(picture: Annotated[str, typer.Argument(help="A PNG that smooth m
     from smooth.cli import reported
 
     with reported():
-        from smooth.edit import media
-
-        print(shlex.join(media.read_parameters(picture)[1]))
+        print(shlex.join(told_command(picture)))
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    commands: dict[str, Callable[..., None]] = {
-        "generate": generate,
-        "interpolate": interpolate,
-        "invert": invert,
-        "show-params": show_params,
-    }
-    for name, command in commands.items():
-        app.command(name)(command)
+    for command in (generate, interpolate, invert, show_params):
+        app.command(command.__name__.replace("_", "-"))(command)

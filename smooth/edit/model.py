@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class EditModel:
         A LoRA is scaled by any strength, beyond 1 and below 0, too.
 
         Raises:
-            ValueError: another strength than 0 and 1 of a model that is not a LoRA.
+            ValueError: another strength than 0 and 1 of a model that is not a LoRA, or no number.
         """
         self._check(strength)
         if self._switch is not None:
@@ -61,6 +62,8 @@ class EditModel:
         return f"{self.identity}*{strength:g}" if self.adapters else self.identity
 
     def _check(self, strength: float) -> None:
+        if not math.isfinite(strength):
+            raise ValueError(f"strength={strength}: give a number; 0 is the base, 1 what was trained")
         if not self.adapters and strength not in (0, 1):
             what = "a UNet fine-tuned as a whole" if self.has_base else "a pipeline with no LoRA beside it"
             raise ValueError(f"strength={strength:g}: {self.name} is {what}, which knows 0 and 1 alone")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import category
 
 import typer
 
@@ -28,6 +29,8 @@ NullTextOption = Annotated[
     int, typer.Option("--null-text-steps", help="Optimizer steps of null-text inversion, at each DDIM step; 0 is none.")
 ]
 BUILTIN = "builtin:tiny"
+PICTURE_COMMANDS = ("generate", "interpolate", "invert", "edit", "drag")
+TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # letters that show others in another order
 
 
 def check_name(out: str, *suffixes: str) -> None:
@@ -134,6 +137,28 @@ def command_of(context: typer.Context, values: Mapping[str, Any]) -> list[str]:
         else:
             options += [f"{parameter.opts[0]}={each}" for each in several]
     return ["smooth", str(context.info_name), *options, "--", *arguments]
+
+
+def told_command(picture: str) -> list[str]:
+    """The words of the command that made a picture, which may be a stranger's: nothing that a terminal obeys.
+
+    Raises:
+        ValueError: no PNG of ours, or one that tells another command.
+    """
+    from smooth.edit import media
+
+    _, words = media.read_parameters(picture)
+    unseen = any(letter in TURNING or (category(letter) == "Cc" and letter not in "\n\t") for letter in "".join(words))
+    if words[1:2] == [] or words[1] not in PICTURE_COMMANDS or unseen:
+        raise ValueError(f"{picture} tells a command that makes no picture, or that hides a part of itself")
+    return words
+
+
+def digests(paths: list[str] | None) -> dict[str, str]:
+    """Hex SHA-256 of the pictures that a command was given, for its parameters."""
+    from smooth import store
+
+    return {path: store.sha256(str(Path(path).expanduser())) for path in paths or []}
 
 
 def numbered(path: str, index: int, count: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from smooth import store
 from smooth.cli import app
 from smooth.edit import media
 from tests.evaluated import write_adapter
@@ -105,6 +106,9 @@ def test_a_strip_between_real_pictures_by_every_method() -> None:
         assert strips[method].shape == (64, 3 * 64 + 2 * media.GAP, 3)
     assert not np.array_equal(strips["noise"], strips["vae"])
     again("noise.png")
+    parameters, _ = media.read_parameters(Path("noise.png"))
+    assert parameters["inputs"]["end-1.png"] == store.sha256("end-1.png")
+    assert len(parameters["found"]["smooth"]["distances"]) == 2
 
 
 def test_comparisons_show_both(adapter: str) -> None:
@@ -121,6 +125,24 @@ def test_comparisons_show_both(adapter: str) -> None:
     run("invert", "alone.png", "cat", *model, "--null-text-steps", "1", "--out", "back.png")
     assert pixels("back.png").shape[0] > 2 * 64
     assert len(list(Path(".smooth/artifacts/inversions").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "cat\x1b]0;title\x07"],
+        ["generate", "\u202etac"],
+        ["stage", "train"],
+        [],
+    ],
+)
+def test_a_stranger_s_command_is_not_passed_on(words: list[str]) -> None:
+    picture = np.zeros((16, 16, 3), np.uint8)
+    Path("strange.png").write_bytes(media.png(picture, {}, ["smooth", *words]))
+    result = CliRunner().invoke(app, ["show-params", "strange.png"])
+    assert result.exit_code == 2
+    assert "tells a command that makes no picture, or that hides a part of itself" in result.stderr
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(

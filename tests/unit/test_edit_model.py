@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ def test_what_does_not_fit_is_refused(adapter: Path, tiny_base: str, tmp_path: P
         opened("model.ckpt", tiny_base, tmp_path)
     with pytest.raises(ValueError, match=r"strength=0\.5: .* is a pipeline with no LoRA beside it"):
         opened(tiny_base, tiny_base, tmp_path).at(0.5)
+    with pytest.raises(ValueError, match="strength=nan: give a number"):
+        opened(str(adapter), tiny_base, tmp_path).at(float("nan"))
 
 
 def test_the_registered_model_paints_the_same(model: EditModel, adapter: Path, tiny_base: str, tmp_path: Path) -> None:
@@ -160,6 +163,21 @@ def test_progress_can_end_the_work(model: EditModel) -> None:
     with pytest.raises(CancelledError):
         generate(model.at(1), ["cat"], [1], steps=50, guidance=3.0, progress=cancel)
     assert generate(model.at(1), ["cat"], [1], steps=1, guidance=3.0).shape[0] == 1
+
+
+def test_two_threads_share_a_model_by_its_lock(model: EditModel) -> None:
+    def paint(strength: float) -> np.ndarray:
+        with model.lock:
+            return generate(model.at(strength), ["cat"], [1], steps=2, guidance=3.0)
+
+    strengths = [0.0, 1.0, 0.5, 2.0] * 2
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(paint, strengths))
+    assert all(
+        np.array_equal(picture, paint(strength)) for picture, strength in zip(found[:4], strengths, strict=False)
+    )
+    assert all(np.array_equal(first, second) for first, second in zip(found[:4], found[4:], strict=True))
+    assert not np.array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize(
