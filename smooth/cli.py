@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smooth.edit import cli as edit_commands
 from smooth.export.cli import export
 from smooth.pretrain.cli import pretrain
 
@@ -33,6 +34,7 @@ latents_app = typer.Typer(help="Check and mend cached latents.", no_args_is_help
 app.add_typer(latents_app, name="latents")
 app.command("pretrain")(pretrain)
 app.command("export")(export)
+edit_commands.register(app)
 
 PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
 OverrideOption = Annotated[

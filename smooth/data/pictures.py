@@ -12,11 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.Image import Transpose
 
 from smooth.config import LatentsConfig, Size
 
 RECIPE = "RGB, Lanczos, 2 x / 255 - 1"  # raise by another text when the same settings give other pixels
 UNDECODABLE = "undecodable"
+ORIENTATION = (
+    0x0112  # EXIF's tag; Pillow's own exif_transpose also writes the other tags anew, and fails on broken ones
+)
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -71,15 +84,26 @@ def views(data: bytes, key: str, original_size: tuple[int, int], config: Latents
     return found
 
 
-def decode(data: bytes) -> Image.Image:
-    """The picture in RGB.
+def decode(data: bytes, background: str | None = None) -> Image.Image:
+    """The picture in RGB. On a ``background`` it is also turned as its camera's tag says.
+
+    Args:
+        data: of a file, in any format that Pillow reads.
+        background: colour under what is transparent; if None, colours count where nothing of them is seen.
 
     Raises:
         PictureError: the bytes are not a whole picture.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            return opened.convert("RGB")
+            if background is None:
+                return opened.convert("RGB")
+            turn = TURNS.get(opened.getexif().get(ORIENTATION, 1))
+            upright = opened if turn is None else opened.transpose(turn)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layer = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert("RGB")
     # Pillow's decoders raise SyntaxError and ValueError for broken contents, too.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(str(error)) from error

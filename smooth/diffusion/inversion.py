@@ -7,7 +7,7 @@ unconditional embedding of each step until the guided walk keeps to the inverted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,11 @@ class NullText:
     """What null-text inversion found."""
 
     embeddings: Tensor
-    """(steps, B, L, D): the unconditional embedding of each step, from noise to picture"""
+    """(steps, B, L, D): the unconditional embedding of each step, from noise to picture; (steps, 1, L, D) if shared"""
     losses: Tensor
-    """(steps, inner steps + 1, B): mean squared distance to the inverted walk of the best embedding so far"""
+    """(steps, inner steps + 1, B or 1): mean squared distance to the inverted walk of the best embedding so far"""
+    distances: Tensor
+    """(steps, B): what is left of it of each picture after each step, that of the clean latents last"""
 
 
 class Walk:
@@ -73,6 +75,10 @@ class Walk:
         here, there = self._levels(timestep)
         return self._moved(latents, output, there, here)
 
+    def noised(self, clean: Tensor, noise: Tensor, index: int) -> Tensor:
+        """Clean latents (B, C, h, w) with noise at the level of the step of this index, from 0 at the noisy end."""
+        return self._schedule.add_noise(clean, noise, torch.tensor([self.timesteps[index]]))
+
     def _levels(self, timestep: int) -> tuple[float, float]:
         """``alphas_cumprod`` at a timestep and at the next one towards the picture."""
         following = timestep - self._stride
@@ -92,13 +98,16 @@ class Walk:
 
 
 @torch.no_grad()
-def ddim_inversion(walk: Walk, latents: Tensor, text: Tensor) -> list[Tensor]:
+def ddim_inversion(
+    walk: Walk, latents: Tensor, text: Tensor, each_step: Callable[[], None] | None = None
+) -> list[Tensor]:
     """The walk from clean latents to noise without guidance.
 
     Args:
         walk: the steps.
         latents: (B, C, h, w), scaled as the network sees them.
         text: (B, L, D) embedding of each picture's prompt.
+        each_step: called after each step; what it raises ends the walk.
 
     Returns:
         steps + 1 latents (B, C, h, w), from the clean ones to the noise.
@@ -106,15 +115,38 @@ def ddim_inversion(walk: Walk, latents: Tensor, text: Tensor) -> list[Tensor]:
     found = [latents]
     for timestep in reversed(walk.timesteps):
         found.append(walk.backwards(found[-1], timestep, walk.predict(found[-1], timestep, text)))
+        if each_step is not None:
+            each_step()
     return found
 
 
 @torch.no_grad()
-def reconstruct(walk: Walk, noise: Tensor, text: Tensor, nulls: Sequence[Tensor] | Tensor, guidance: float) -> Tensor:
-    """Clean latents (B, C, h, w) from noise, with an unconditional embedding (B, L, D) for each step."""
+def reconstruct(
+    walk: Walk,
+    noise: Tensor,
+    text: Tensor,
+    nulls: Sequence[Tensor] | Tensor,
+    guidance: float,
+    each_step: Callable[[], None] | None = None,
+    *,
+    skip: int = 0,
+) -> Tensor:
+    """Clean latents (B, C, h, w) from noise.
+
+    Args:
+        walk: the steps.
+        noise: (B, C, h, w) where the walk begins.
+        text: (B, L, D) embedding of each picture's prompt.
+        nulls: an unconditional embedding (B, L, D) for each step of the walk.
+        guidance: scale.
+        each_step: called after each step; what it raises ends the walk.
+        skip: steps left out at the noisy end; ``noise`` has then the level of the first that is not.
+    """
     latents = noise
-    for timestep, null in zip(walk.timesteps, nulls, strict=True):
+    for timestep, null in [*zip(walk.timesteps, nulls, strict=True)][skip:]:
         latents = walk.forwards(latents, timestep, walk.guided(latents, timestep, text, null, guidance))
+        if each_step is not None:
+            each_step()
     return latents
 
 
@@ -128,6 +160,7 @@ def null_text_inversion(
     inner_steps: int = 10,
     tolerance: float = 1e-5,
     learning_rate: float = 1e-2,
+    each_step: Callable[[], None] | None = None,
 ) -> NullText:
     """Fit each step's unconditional embedding, so that the guided walk meets the inverted one.
 
@@ -139,14 +172,21 @@ def null_text_inversion(
         walk: the steps.
         inverted: of :func:`ddim_inversion`, in its order.
         text: (B, L, D).
-        null: (B, L, D) embedding of the empty prompt, where it starts.
+        null: (B, L, D) embedding of the empty prompt, where it starts; (1, L, D) is fitted to all pictures together,
+            by the mean of their losses, as interpolation between two wants it.
         guidance: scale that the embeddings are made for.
         inner_steps: of the optimizer, for each step of the walk.
         tolerance: mean squared distance that is near enough at the first step.
         learning_rate: of the first step.
+        each_step: called after each step of the walk; what it raises ends the work.
+
+    Raises:
+        ValueError: as many embeddings as there are neither pictures nor one.
     """
+    if len(null) not in (1, len(text)):
+        raise ValueError(f"{len(null)} unconditional embeddings of {len(text)} pictures; give each its own, or one")
     latents, kept = inverted[-1], null.detach()
-    embeddings, losses = [], []
+    embeddings, losses, distances = [], [], []
     for index, timestep in enumerate(walk.timesteps):
         with torch.no_grad():
             conditioned = walk.predict(latents, timestep, text)
@@ -157,7 +197,10 @@ def null_text_inversion(
             latents = fit.moved(kept)
         embeddings.append(kept)
         losses.append(told)
-    return NullText(torch.stack(embeddings), torch.stack(losses))
+        distances.append(fit.distances(latents))
+        if each_step is not None:
+            each_step()
+    return NullText(torch.stack(embeddings), torch.stack(losses), torch.stack(distances))
 
 
 @dataclass(frozen=True)
@@ -172,17 +215,21 @@ class _Step:
     guidance: float
 
     def moved(self, null: Tensor) -> Tensor:
-        plain = self.walk.predict(self.latents, self.timestep, null)
+        plain = self.walk.predict(self.latents, self.timestep, null.expand(len(self.latents), -1, -1))
         output = plain + max(self.guidance, 1.0) * (self.conditioned - plain)
         return self.walk.forwards(self.latents, self.timestep, output)
 
+    def distances(self, latents: Tensor) -> Tensor:
+        """Mean squared distance of each picture from the inverted walk, (B,)."""
+        return (latents - self.target).square().flatten(1).mean(1)
+
     def loss(self, null: Tensor) -> Tensor:
-        """Mean squared distance of each picture, (B,)."""
-        return (self.moved(null) - self.target).square().flatten(1).mean(1)
+        """Mean distance of the pictures that each embedding is for, (B,) or (1,)."""
+        return self.distances(self.moved(null)).view(len(null), -1).mean(1)
 
 
 def _fit(step: _Step, start: Tensor, rate: float, enough: float, inner_steps: int) -> tuple[Tensor, Tensor]:
-    """The best embedding (B, L, D), and the least loss (inner steps + 1, B) at each inner step."""
+    """The best embedding (B or 1, L, D), and the least loss (inner steps + 1, B or 1) at each inner step."""
     moving = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([moving], lr=rate)
     best, least = start, torch.full((len(start),), torch.inf, device=start.device)
@@ -196,7 +243,7 @@ def _fit(step: _Step, start: Tensor, rate: float, enough: float, inner_steps: in
         told.append(least)
         if inner == inner_steps or bool((least <= enough).all()):
             break
-        (moving.grad,) = torch.autograd.grad(loss.sum(), [moving])  # a picture's loss has its own embedding alone
+        (moving.grad,) = torch.autograd.grad(loss.sum(), [moving])  # a loss has its own embedding alone
         optimizer.step()
     told += [least] * (inner_steps + 1 - len(told))
     return best, torch.stack(told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,26 +60,56 @@ def latent_shape(pipeline: Any, image_size: int) -> tuple[int, int, int]:
     return int(pipeline.unet.config.in_channels), image_size // factor, image_size // factor
 
 
+@torch.no_grad()
+def embed(pipeline: Any, prompts: Sequence[str], negative: str = "") -> dict[str, torch.Tensor]:
+    """What the network is told of ``prompts``, as keyword arguments of the pipeline: (B, L, D) and, in XL, (B, D).
+
+    Args:
+        pipeline: a ``StableDiffusionPipeline``, or one of XL.
+        prompts: B texts.
+        negative: what guidance leads away from; the empty prompt, or what the pipeline has for it, if "".
+    """
+    asked = {"device": pipeline.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    against = [negative] * len(prompts) if negative else None
+    found = pipeline.encode_prompt(prompt=list(prompts), negative_prompt=against, **asked)
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    return dict(zip(names, found, strict=False))  # two in Stable Diffusion 1 and 2
+
+
 @torch.inference_mode()
 def sample(
-    pipeline: Any, prompts: Sequence[str], noises: torch.Tensor, *, steps: int, guidance: float
+    pipeline: Any,
+    prompts: Sequence[str] | Mapping[str, torch.Tensor],
+    noises: torch.Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    each_step: Callable[[], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Pictures of ``prompts`` from ``noises`` by the pipeline's own deterministic DDIM.
 
     Args:
         pipeline: a ``StableDiffusionPipeline`` with a DDIM scheduler, as ``load_pipeline`` gives it.
-        prompts: B texts.
+        prompts: B texts, or what :func:`embed` makes of them.
         noises: (B, C, h, w), unit variance.
         steps: DDIM steps, eta 0.
         guidance: classifier-free guidance scale; both halves run as one batch, and at 1 or less only one does.
+        each_step: called after each step; what it raises ends the sampling.
 
     Returns:
         (B, H, W, 3) uint8, 0 to 255.
     """
     latents = noises.to(device=pipeline.device, dtype=pipeline.dtype)
     height, width = (int(pipeline.vae_scale_factor) * side for side in noises.shape[-2:])
+    told = prompts if isinstance(prompts, Mapping) else {"prompt": list(prompts)}
+
+    def after(_pipeline: Any, _step: int, _timestep: int, kept: dict[str, Any]) -> dict[str, Any]:
+        if each_step is not None:
+            each_step()
+        return kept
+
     pictures: npt.NDArray[np.float32] = pipeline(
-        prompt=list(prompts),
+        **told,
         latents=latents,
         height=height,
         width=width,
@@ -87,5 +117,6 @@ def sample(
         guidance_scale=guidance,
         eta=0.0,
         output_type="np",
+        callback_on_step_end=after,
     ).images
     return (pictures * 255).round().astype("uint8")

@@ -21,6 +21,7 @@ from smooth.evaluate.metric import Metric
 from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.real import Captioned
+from smooth.models.pipeline import decode_latents, encode_pictures
 
 VAE, DDIM, NULL_TEXT = WAYS = ("VAE alone", "DDIM inversion", "null-text inversion")
 MSE, LPIPS, SSIM, PSNR = MEASURES = ("MSE", "LPIPS", "SSIM", "PSNR")
@@ -46,7 +47,7 @@ def paint(pipeline: Any, protocol: Protocol, real: Captioned, indices: range) ->
     """
     walk = Walk(pipeline, protocol.steps)
     prompts = [real.captions[index] for index in indices]
-    latents = _encode(pipeline, real.pictures[indices.start : indices.stop])
+    latents = encode_pictures(pipeline, real.pictures[indices.start : indices.stop])
     with torch.no_grad():
         text, null = pipeline.encode_prompt(prompts, pipeline.device, 1, True)
     inverted = ddim_inversion(walk, latents, text)
@@ -55,7 +56,7 @@ def paint(pipeline: Any, protocol: Protocol, real: Captioned, indices: range) ->
         walk, inverted, text, null, guidance=protocol.guidance, inner_steps=protocol.null_text_steps
     )
     better = reconstruct(walk, inverted[-1], text, fitted.embeddings, protocol.guidance)
-    return np.stack([_decode(pipeline, found) for found in (latents, plain, better)], axis=1)
+    return np.stack([decode_latents(pipeline, found) for found in (latents, plain, better)], axis=1)
 
 
 def metrics(protocol: Protocol, found: Reconstructed, network: PerceptualNetwork | None) -> list[Metric]:
@@ -127,18 +128,3 @@ def _metric(
 def _tensor(pictures: npt.NDArray[np.float64]) -> Tensor:
     """Channels first."""
     return torch.tensor(pictures).permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def _encode(pipeline: Any, pictures: npt.NDArray[np.uint8]) -> Tensor:
-    """Posterior means, scaled as the network sees them."""
-    x = (2 * _tensor(pictures / 255.0) - 1).to(device=pipeline.device, dtype=pipeline.dtype)
-    found: Tensor = pipeline.vae.encode(x).latent_dist.mode() * pipeline.vae.config.scaling_factor
-    return found
-
-
-@torch.no_grad()
-def _decode(pipeline: Any, latents: Tensor) -> npt.NDArray[np.uint8]:
-    x = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-    pictures = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-    return np.asarray((pictures * 255).round().astype(np.uint8))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from smooth.config import resolve_model
 
@@ -83,3 +86,20 @@ def read_pipeline(
 def text_encoders(pipeline: Any) -> list[str]:
     """Names of a pipeline's text encoders: one, or two in XL."""
     return [name for name in ("text_encoder", "text_encoder_2") if getattr(pipeline, name, None) is not None]
+
+
+@torch.no_grad()
+def encode_pictures(pipeline: Any, pictures: npt.NDArray[np.uint8]) -> Tensor:
+    """Latents (B, C, h, w) of pictures (B, H, W, 3): posterior means, scaled as the network sees them."""
+    x = torch.tensor(pictures / 255.0).permute(0, 3, 1, 2)
+    x = (2 * x - 1).to(device=pipeline.device, dtype=pipeline.dtype)
+    found: Tensor = pipeline.vae.encode(x).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    return found
+
+
+@torch.no_grad()
+def decode_latents(pipeline: Any, latents: Tensor) -> npt.NDArray[np.uint8]:
+    """Pictures (B, H, W, 3) of latents (B, C, h, w) as :func:`encode_pictures` gives them."""
+    x = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    pictures = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+    return np.asarray((pictures * 255).round().astype(np.uint8))
