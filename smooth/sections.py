@@ -99,6 +99,9 @@ class IngestConfig(Section):
     )
     processes: int = runtime(2, "downloading processes: Ray tasks of one CPU each", ge=1)
     threads: int = runtime(32, "connections of one process", ge=1)
+    node_resource: str | None = runtime(
+        None, "Ray resource of the nodes that may fetch (ray start --resources), one each process; None is any node"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

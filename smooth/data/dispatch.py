@@ -60,6 +60,7 @@ def fetch_shards(jobs: Iterable[ShardJob], config: IngestConfig) -> Generator[di
     At most ``config.processes`` tasks are at work. Closing the generator ends them.
 
     Raises:
+        ValueError: no node has ``config.node_resource``.
         IngestError: shards failed ``SHARD_TRIES`` times; all others are finished then.
     """
     cluster.connect()
@@ -69,6 +70,7 @@ def fetch_shards(jobs: Iterable[ShardJob], config: IngestConfig) -> Generator[di
     # A task, not an actor: an idle worker is used again with all that it has imported.
     task: Any = ray.remote(
         num_cpus=1,
+        resources=_resources(config),
         max_retries=WORKER_DEATHS,
         max_calls=max(1, ROWS_PER_PROCESS // config.shard_size),
         scheduling_strategy=place,
@@ -106,6 +108,19 @@ def fetch_shards(jobs: Iterable[ShardJob], config: IngestConfig) -> Generator[di
             f"{len(errors)} shards failed {SHARD_TRIES} times, shard {number} with: {message}; "
             "run the stage again to fetch only those"
         )
+
+
+def _resources(config: IngestConfig) -> dict[str, float]:
+    """What a task takes beside its CPU. The built-in web needs no way out, and its tasks have a node already."""
+    name = config.node_resource
+    if name is None or config.demo_web is not None:
+        return {}
+    if name not in ray.cluster_resources():  # Ray would wait for such a node for ever
+        raise ValueError(
+            f"no node of the cluster has the Ray resource {name!r} of ingest.node_resource: start one with "
+            f"`ray start --resources='{{\"{name}\": 1}}'`, or set ingest.node_resource=null to fetch on any node"
+        )
+    return {name: 1.0}
 
 
 def _last_line(error: Exception) -> str:
