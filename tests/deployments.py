@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import yaml
@@ -57,7 +59,12 @@ def compose(**environment: str) -> dict[str, Any]:
 
 
 def manifests() -> list[dict[str, Any]]:
-    """All objects of the folder kuberay/ that its kustomization names."""
+    """All objects of the folder kuberay/ that its kustomization names, the caller's to change."""
+    return deepcopy(_manifests())
+
+
+@cache
+def _manifests() -> list[dict[str, Any]]:
     named = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())["resources"]
     return [document for name in named for document in yaml.safe_load_all((KUBERAY / name).read_text())]
 
