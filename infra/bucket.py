@@ -1,4 +1,4 @@
-"""``python -m infra.bucket NAME``: make a bucket of the S3-compatible store at ``$AWS_ENDPOINT_URL``, if it lacks it."""
+"""``python -m infra.bucket NAME``: make a bucket of the store at ``$AWS_ENDPOINT_URL``, if it lacks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m infra.render FILE``: print a file with each ``${NAME}`` replaced by the environment's; needs only Python."""
+"""``python -m infra.render FILE``: print a file with each ``${NAME}`` filled in; it needs only Python."""
 
 from __future__ import annotations
 

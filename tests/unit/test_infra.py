@@ -1,4 +1,4 @@
-"""The image and compose.yaml: their schemas hold, what they name exists, nothing is open, nothing is root's or secret."""
+"""The image and compose.yaml: schemas hold, what they name exists, nothing is open, nothing is root's or secret."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_compose_holds_its_schema_as_written_and_filled_in() -> None:
 
 
 def test_the_dockerfile_passes_hadolint() -> None:
-    found = subprocess.run([program("hadolint"), str(INFRA / "Dockerfile")], capture_output=True, text=True, check=False)
+    command = [program("hadolint"), str(INFRA / "Dockerfile")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (0, "")
 
 
@@ -143,7 +144,8 @@ def test_images_are_pinned_and_versions_agree() -> None:
     assert re.fullmatch(r"minio/minio:RELEASE\.[\dTZ-]+", bases["STORE"])
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11"
-    assert {service["build"]["target"] for service in SERVICES.values() if "build" in service} == {"cpu", "cuda", "store"}
+    targets = {service["build"]["target"] for service in SERVICES.values() if "build" in service}
+    assert targets == {"cpu", "cuda", "store"}
 
 
 def test_the_image_is_made_of_the_locks_alone() -> None:
@@ -236,7 +238,7 @@ def test_scripts_are_executable_bash(script: Path) -> None:
 
 def test_credentials_are_made_once_for_this_user_and_never_printed(tmp_path: Path) -> None:
     path = tmp_path / "cluster.env"
-    command = [sys.executable, "-m", "infra.credentials", str(path)]
+    command = [sys.executable, "-S", "-m", "infra.credentials", str(path)]  # -S: a new machine has Python alone
     made = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     first = credentials.read(path)
     assert first.keys() == credentials.CREDENTIALS.keys()

@@ -1,4 +1,4 @@
-"""The manifests of kuberay/ and ray-cluster.yaml: schemas, Ray's own readers, users, secrets, and who may talk to whom."""
+"""The manifests of kuberay/ and ray-cluster.yaml: schemas, Ray's own readers, users, secrets, who talks to whom."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.deployments import INFRA, KUBERAY, Pod, compose, environment_of, mani
 KUBERNETES = "1.34"
 PODS = {pod.name: pod for pod in pods()}
 RAY = ("headgroup", "cpu", "ingest", "gpu")
-# KubeRay's RayCluster: what it demands, and what else of it these manifests may use (its API reference, v1.1 and later).
+# KubeRay's RayCluster: what it demands, and what else of it these manifests may use (API reference, v1.1 and later).
 CLUSTER_FIELDS = {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}
 HEAD_DEMANDS = {"rayStartParams", "template"}
 GROUP_DEMANDS = HEAD_DEMANDS | {"groupName", "minReplicas", "maxReplicas"}
@@ -151,7 +151,8 @@ def test_services_lead_to_ports_that_pods_open() -> None:
         opened = {port["containerPort"] for container in pod.containers for port in container["ports"]}
         assert {port["targetPort"] for port in item["spec"]["ports"]} <= opened
     names = {item["metadata"]["name"] for item in manifests() if item["kind"] == "Service"} | {"smooth-head-svc"}
-    text = " ".join(value or "" for pod in PODS.values() for c in pod.containers for value in environment_of(c).values())
+    containers = [container for pod in PODS.values() for container in pod.containers]
+    text = " ".join(value or "" for container in containers for value in environment_of(container).values())
     assert set(re.findall(r"://(?:smooth@)?([a-z-]+):\d+", text)) == names
     claims = {item["metadata"]["name"] for item in manifests() if item["kind"] == "PersistentVolumeClaim"}
     volumes = [volume for pod in PODS.values() for volume in pod.spec.get("volumes", [])]
@@ -170,7 +171,7 @@ def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def _allows(way: str, own: dict[str, str], peer: dict[str, str] | str, port: int) -> bool:
-    """Whether a pod may send to (``Egress``) or hear from (``Ingress``) a pod's labels or an address at TCP ``port``."""
+    """Whether a pod may send to (``Egress``) or hear from (``Ingress``) a pod or an address at TCP ``port``."""
     side = {"Egress": "to", "Ingress": "from"}[way]
     policies = [spec for spec in POLICIES if _selects(spec["podSelector"], own) and way in spec["policyTypes"]]
     assert policies, "a pod that no policy selects may do anything"
@@ -218,7 +219,8 @@ def test_only_ingest_reaches_the_web_and_never_a_private_address(pod: Pod) -> No
     web = ("93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946")
     assert [_allows("Egress", pod.labels, address, 443) for address in web] == [pod.name == "ingest"] * 2
     assert not any(_allows("Egress", pod.labels, address, 22) for address in web)
-    for address in ("10.96.0.1", "169.254.169.254", "172.20.0.5", "192.168.1.1", "100.64.0.1", "::1", "fd00::1", "fe80::1"):
+    private = ("10.96.0.1", "169.254.169.254", "172.20.0.5", "192.168.1.1", "100.64.0.1", "::1", "fd00::1", "fe80::1")
+    for address in private:
         assert not is_public(address)
         assert not _allows("Egress", pod.labels, address, 80)
     policy = manifest("NetworkPolicy", "ingest-to-web")["spec"]["egress"][0]["to"][0]["ipBlock"]
@@ -255,7 +257,8 @@ def test_ray_accepts_the_cluster_of_ones_own_machines() -> None:
     validate_config(prepared)
     (node,) = prepared["available_node_types"].values()
     assert (node["min_workers"], node["max_workers"], prepared["provider"]["head_ip"]) == (2, 2, "10.0.0.1")
-    commands = [*config["head_setup_commands"], *config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    keys = ("head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+    commands = [command for key in keys for command in config[key]]
     for command in commands:
         assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
         for path in re.findall(r"/shared/smooth/(\S+)", command):

@@ -1,0 +1,329 @@
+"""Each command of compose.yaml, started on this machine from what the image copies: healthy with its credential alone.
+
+SQLite and a folder stand for PostgreSQL and the store, through the same variables; ports and addresses are free ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from infra.local import http, processes
+from infra.local.cluster import DEPLOYMENT
+from infra.local.layout import PROJECT, free_ports, program
+from infra.local.processes import MARKER
+from infra.local.services import OURS
+from tests.deployments import SECRETS, compose, dockerfile
+
+START_SECONDS = 240  # where others compute
+SERVICES = compose()["services"]
+SECRET_FILES = {name: SECRETS[item["environment"]] for name, item in compose()["secrets"].items()}
+PORTS = ("mlflow:5000", "prefect:4200", "ray-head:8265", "ray-head:6379", "worker:8080", "ray-worker:52365")
+PORTS += ("ray-ingest:52365",)
+
+
+class Machine:
+    """This machine in the place of the containers."""
+
+    def __init__(self, root: Path, project: Path) -> None:
+        self.root, self.project = root, project
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        (root / "secrets").mkdir()
+        for name, value in SECRET_FILES.items():
+            (root / "secrets" / name).write_text(value)
+
+    def here(self, text: str, service: str) -> str:
+        """A word of the compose file as it is on this machine."""
+        for name, number in self.ports.items():
+            host, port = name.split(":")
+            text = re.sub(rf"(?<=[/=]){name}\b", f"127.0.0.1:{number}", text)
+            if host == service:
+                text = re.sub(rf"(?<=127\.0\.0\.1:){port}\b|(?<=port=){port}\b|^{port}$", str(number), text)
+        text = text.replace("/run/secrets", str(self.root / "secrets")).replace("/opt/smooth", str(self.project))
+        return text.replace("0.0.0.0", "127.0.0.1")
+
+    def environment(self, service: str, **changed: str) -> dict[str, str]:
+        """The service's variables and only what a container would have beside them."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith((*OURS, "AWS_", "PG"))}
+        named = {key: self.here(value, service) for key, value in SERVICES[service].get("environment", {}).items()}
+        home = self.root / "home"
+        home.mkdir(exist_ok=True)
+        fixed = {"HOME": str(home), "SMOOTH_PROJECT": str(self.project), "PYTHONPATH": str(self.project)}
+        path = f"{Path(program('python')).parent}{os.pathsep}{inherited['PATH']}"
+        quiet = dict(step.split("=", 1) for step in IMAGE_VARIABLES if not step.startswith(("PATH=", "HF_", "SMOOTH_")))
+        return inherited | quiet | named | fixed | {"PATH": path, MARKER: self.marker(service)} | changed
+
+    def marker(self, service: str) -> str:
+        return f"{self.root}#{service}"
+
+    def command(self, service: str) -> list[str]:
+        words = [self.here(word, service) for word in SERVICES[service]["command"]]
+        return [str(self.project / "infra" / "entrypoint.sh"), *words]
+
+    @contextmanager
+    def running(self, service: str, *more: str, **changed: str) -> Iterator[None]:
+        """The service, from its first healthy answer on."""
+        log = self.root / f"{service}.log"
+        with log.open("w") as output:
+            child = subprocess.Popen(
+                [*self.command(service), *more],
+                env=self.environment(service, **changed),
+                cwd=self.project,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not self.is_healthy(service):
+                assert child.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.5)
+            yield
+        finally:
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(processes.GRACE_SECONDS)
+            processes.stop(None, self.marker(service))
+            child.wait()
+        written = log.read_text()
+        assert not [name for name, value in SECRET_FILES.items() if value in written], f"{service} logs a secret"
+
+    def is_healthy(self, service: str) -> bool:
+        """What the image's HEALTHCHECK says in this service's container."""
+        environment = self.environment(service)
+        assert environment["SMOOTH_HEALTH_URL"]
+        asked = subprocess.run([program("python"), *HEALTH[1:]], cwd=self.project, env=environment, capture_output=True)
+        return asked.returncode == 0
+
+    def run(self, service: str, *command: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        """A command to its end, with the variables of a service."""
+        return subprocess.run(
+            command,
+            cwd=self.project,
+            env=self.environment(service, **changed),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_SECONDS,
+        )
+
+
+IMAGE_VARIABLES = next(step.value for step in dockerfile() if step.name == "ENV" and step.stage == "base").split()
+HEALTH = json.loads(next(step.value for step in dockerfile() if step.name == "HEALTHCHECK").partition("CMD ")[2])
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder /opt/smooth as the Dockerfile fills it."""
+    folder = tmp_path_factory.mktemp("image") / "smooth"
+    folder.mkdir()
+    for step in dockerfile():
+        if step.stage == "cpu" and step.name == "COPY" and "--from" not in step.value:
+            *sources, target = step.value.split()
+            for source in sources:
+                if (PROJECT / source).is_dir():
+                    shutil.copytree(PROJECT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(PROJECT / source, folder / target)
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path: Path, project: Path) -> Machine:
+    return Machine(tmp_path, project)
+
+
+def status(url: str, **request: Mapping[str, str]) -> int | None:
+    answer = http.request(url, **request)  # type: ignore[arg-type]
+    return None if answer is None else answer[0]
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def test_mlflow_wants_its_password(machine: Machine) -> None:
+    config = machine.root / "auth.ini"
+    written = (machine.project / "infra/mlflow-auth.ini").read_text()
+    config.write_text(re.sub(r"(?m)^database_uri = .*", f"database_uri = sqlite:///{machine.root}/auth.db", written))
+    changed = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{machine.root}/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(machine.root / "artifacts"),
+    }
+    with machine.running("mlflow", "--workers=1", **changed):  # SQLite has one writer
+        search = f"http://127.0.0.1:{machine.ports['mlflow:5000']}/api/2.0/mlflow/experiments/search"
+        body = {"max_results": 1}
+        right = basic("admin", SECRET_FILES["mlflow_password"])
+        assert status(search, body=body) == 401
+        assert status(search, body=body, headers=basic("admin", "password1234")) == 401
+        assert status(search, body=body, headers=right) == 200
+        # As the other containers name it, and as a page of another site would have a browser ask.
+        assert status(search, body=body, headers=right | {"Host": "mlflow:5000"}) == 200
+        assert status(search, body=body, headers=right | {"Host": "elsewhere.example"}) == 403
+
+
+def test_prefect_its_deployments_and_its_worker_want_the_auth_string(machine: Machine) -> None:
+    database = f"sqlite+aiosqlite:///{machine.root}/prefect.db"
+    pages = str(machine.root / "pages")
+    api = f"http://127.0.0.1:{machine.ports['prefect:4200']}/api"
+    with machine.running(
+        "prefect", PREFECT_SERVER_DATABASE_CONNECTION_URL=database, PREFECT_SERVER_UI_STATIC_DIRECTORY=pages
+    ):
+        right = basic(*SECRET_FILES["prefect_auth"].split(":"))
+        deployment = f"{api}/deployments/name/{DEPLOYMENT}"
+        assert status(deployment) == 401
+        assert status(deployment, headers=basic("smooth", "wrong")) == 401
+        assert status(deployment, headers=right) == 404
+        for _ in range(2):  # a second time it changes nothing and fails at nothing
+            made = machine.run("deployments", *machine.command("deployments"))
+            assert made.returncode == 0, made.stdout + made.stderr
+        assert status(deployment, headers=right) == 200
+        with machine.running("worker"):
+            workers = f"{api}/work_pools/local-pool/workers/filter"
+            assert status(workers, body={}) == 401
+            deadline = time.monotonic() + START_SECONDS  # it answers before it has found its pool
+            known: list[tuple[str, str]] = []
+            while known != [("worker", "ONLINE")] and time.monotonic() < deadline:
+                time.sleep(0.3)
+                answer = http.request(workers, headers=right, body={})
+                assert answer is not None
+                known = [(worker["name"], worker["status"]) for worker in json.loads(answer[1])]
+            assert known == [("worker", "ONLINE")]
+
+
+WHERE = """
+import sys
+import ray
+from smooth.config import IngestConfig
+from smooth.data import dispatch
+
+def where(job):
+    return {"node": ray.get_runtime_context().get_node_id()}
+
+dispatch.fetch = where
+jobs = [dispatch.ShardJob(None, None, "", "", 0, 3, number, 1) for number in range(4)]
+try:
+    config = IngestConfig(url_list="list.parquet", node_resource=sys.argv[1])
+    seen = {found["node"] for found in dispatch.fetch_shards(jobs, config)}
+except ValueError as error:
+    sys.exit(f"error: {error}")
+may = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("ingest")}
+print(len(ray.nodes()), len(may), seen == may)
+"""
+
+
+def test_ray_wants_its_token_and_shards_are_fetched_by_the_nodes_that_may(machine: Machine) -> None:
+    memory = "--object-store-memory=100000000"
+
+    def inner(service: str) -> list[str]:  # nodes of one machine can't share these
+        names = ("metrics-export-port", "dashboard-agent-grpc-port")
+        ports = [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
+        if agent := machine.ports.get(f"{service}:52365"):
+            ports.append(f"--dashboard-agent-listen-port={agent}")
+        return [*ports, "--node-ip-address=127.0.0.1", memory]
+
+    jobs = f"http://127.0.0.1:{machine.ports['ray-head:8265']}/api/jobs/"
+    client = free_ports(2)
+    # Not under pytest's tmp_path: the sockets' paths would be too long.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        head = [*inner("ray-head"), f"--temp-dir={folder}", f"--ray-client-server-port={client[0]}"]
+        with machine.running("ray-head", *head, f"--dashboard-agent-listen-port={client[1]}"):
+            assert status(jobs) == 401
+            assert status(jobs, headers={"Authorization": "Bearer of-nobody"}) in (401, 403)
+            assert status(jobs, headers={"Authorization": f"Bearer {SECRET_FILES['ray_token']}"}) == 200
+            address = f"127.0.0.1:{machine.ports['ray-head:6379']}"
+            asked = ("ray-worker", program("ray"), "status", f"--address={address}")
+            assert machine.run(*asked, RAY_AUTH_TOKEN="f" * 64).returncode != 0
+            worker = machine.running("ray-worker", *inner("ray-worker"))
+            with worker, machine.running("ray-ingest", *inner("ray-ingest")):
+                fetch = ("ray-worker", program("python"), "-c", WHERE)
+                found = machine.run(*fetch, "ingest", RAY_ADDRESS=address)
+                assert found.stdout.splitlines()[-1:] == ["3 1 True"], found.stderr[-3000:]
+                found = machine.run(*fetch, "nowhere", RAY_ADDRESS=address)
+                assert "no node of the cluster has the Ray resource 'nowhere'" in found.stderr
+
+
+def test_ones_own_machine_starts_rays_node_from_the_checkout(machine: Machine) -> None:
+    missing = machine.run("ray-head", str(machine.project / "infra/ray-node.sh"), "--head")
+    assert missing.returncode == 2
+    assert "python3 -m infra.credentials infra/cluster.env" in missing.stderr
+    credentials = machine.root / "cluster.env"
+    made = machine.run("bucket", program("python"), "-m", "infra.credentials", str(credentials))
+    assert made.returncode == 0, made.stderr
+    binaries = machine.root / "bin"
+    binaries.mkdir()
+    # What the script hands on, in place of ray itself: the command above starts the real one with the same variables.
+    echo = 'echo "$@" "$RAY_AUTH_MODE" "$RAY_AUTH_TOKEN" ${SMOOTH_RAY_TOKEN-}'
+    (binaries / "ray").write_text(f"#!/usr/bin/env bash\n{echo}\n")
+    (binaries / "ray").chmod(0o755)
+    found = machine.run(
+        "bucket",
+        str(machine.project / "infra/ray-node.sh"),
+        "--head",
+        SMOOTH_BIN=str(binaries),
+        SMOOTH_CREDENTIALS_FILE=str(credentials),
+    )
+    token = dict(line.split("=", 1) for line in credentials.read_text().split())["SMOOTH_RAY_TOKEN"]
+    assert found.stdout == f"start --disable-usage-stats --head token {token}\n"
+
+
+SHIM = 'python() { [[ "$2" == pip && "$3" == install ]] && echo "pip: $*" >> "$CALLS" || "$PYTHON" "$@"; }\n'
+
+
+def steps(stage: str) -> list[str]:
+    """The RUN steps of a stage without their mounts."""
+    found = [step.value for step in dockerfile() if (step.stage, step.name) == (stage, "RUN")]
+    return [re.sub(r"^(--mount=\S+\s+)+", "", value) for value in found]
+
+
+@pytest.mark.parametrize("index", ["", "https://torch.example/cpu"])
+def test_the_images_packages_are_the_locks(index: str, tmp_path: Path) -> None:
+    locks, calls = tmp_path / "locks", tmp_path / "calls"
+    locks.mkdir()
+    for name in ("requirements.lock", "requirements.cluster.lock"):
+        shutil.copy(PROJECT / "infra" / name, locks)
+    environment = os.environ | {"CALLS": str(calls), "PYTHON": sys.executable, "TORCH_CPU_INDEX": index}
+    venv, *installs = steps("packages")
+    assert venv == "python -m venv /opt/venv"
+    for step in installs:
+        script = SHIM + step.replace("/opt/locks", str(locks))
+        subprocess.run(["bash", "-euo", "pipefail", "-c", script], env=environment, check=True)
+    called = calls.read_text().splitlines()
+    assert len(called) == (3 if index else 2)
+    whole = (locks / "requirements.lock").read_text().splitlines()
+    if index:
+        assert f"--index-url {index} --requirement {locks}/torch.lock" in called[0]
+        torch, rest = ((locks / name).read_text().splitlines() for name in ("torch.lock", "rest.lock"))
+        assert [line.split("==")[0] for line in torch] == ["torch", "torchvision"]
+        dropped = set(whole) - set(torch) - set(rest)
+        assert {re.split("[-=]", line)[0] for line in dropped} == {"cuda", "nvidia", "triton"}
+    else:  # what pip makes of the lock, without installing
+        asked = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet", "--no-index"]
+        subprocess.run([*asked, "--requirement", str(locks / "requirements.lock")], check=True, timeout=300)
+
+
+def test_the_project_installs_from_what_the_image_copies(project: Path) -> None:
+    (step,) = steps("cpu")
+    command = step.replace("python ", f"{sys.executable} ") + " --dry-run --no-index"
+    made = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert "Would install smooth-" in made.stdout
+
+
+def test_steps_that_would_change_this_machine_are_bash_at_least() -> None:
+    for step in (*steps("base"), *steps("cuda")):  # apt-get and groupadd
+        assert subprocess.run(["bash", "-n", "-c", step], check=False).returncode == 0
