@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -129,3 +131,17 @@ def dockerfile() -> list[Step]:
         if item["instruction"] != "COMMENT":
             steps.append(Step(stage, item["instruction"], item["value"]))
     return steps
+
+
+def copied(folder: Path) -> Path:
+    """Fill ``folder`` as the Dockerfile fills /opt/smooth, and return it."""
+    folder.mkdir()
+    for step in dockerfile():
+        if step.stage == "cpu" and step.name == "COPY" and "--from" not in step.value:
+            *sources, target = step.value.split()
+            for source in sources:
+                if (PROJECT / source).is_dir():
+                    shutil.copytree(PROJECT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(PROJECT / source, folder / target)
+    return folder
