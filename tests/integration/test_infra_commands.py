@@ -12,9 +12,10 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,9 +145,12 @@ def machine(tmp_path: Path, project: Path) -> Machine:
     return Machine(tmp_path, project)
 
 
-def status(url: str, **request: Mapping[str, str]) -> int | None:
-    answer = http.request(url, **request)  # type: ignore[arg-type]
-    return None if answer is None else answer[0]
+def status(url: str, *, headers: dict[str, str] | None = None, body: Any = None) -> int | None:
+    """What the server answers; on a busy machine it may take longer than one request waits."""
+    for _ in range(12):
+        if (answer := http.request(url, headers=headers, body=body)) is not None:
+            return answer[0]
+    return None
 
 
 def basic(user: str, password: str) -> dict[str, str]:
