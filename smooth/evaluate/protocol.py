@@ -58,7 +58,7 @@ class Protocol:
             store.ArtifactError: the latents are not finished.
         """
         evaluate = config.evaluate
-        captions = _captions(config.stage_dir("latents"))
+        captions = captions_of(config.stage_dir("latents"))
         if evaluate.prompts_file is None:
             prompts = _draw(captions, evaluate.prompts, f"{config.seed}/prompts")
         else:
@@ -150,7 +150,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _captions(latents: str) -> list[str]:
+def captions_of(latents: str) -> list[str]:
     """Distinct captions of the data set, sorted."""
     found: set[str] = set()
     for file in store.read_manifest(latents)["files"]:
