@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -83,6 +84,20 @@ def test_cmmd_is_the_mean_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("smooth.evaluate.cmmd.ROWS", 2)
     assert cmmd(a, b) == pytest.approx(1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)), rel=1e-9)
     assert cmmd(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_cmmd_by_rows_is_that_of_the_whole_matrix_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(1500, 8)), rng.normal(size=(1300, 8)) + 0.2
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    whole = cmmd(a, b)
+    monkeypatch.setattr("smooth.evaluate.cmmd.ROWS", 64)
+    tracemalloc.start()
+    found = cmmd(a, b)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == pytest.approx(whole, rel=1e-12)
+    assert peak < 5 * 64 * 1500 * 8  # a matrix of 1500 by 1500 has five times that
 
 
 def test_painters_embed_beside_the_other_features_and_metrics_are_told_by_label(models: EvaluateConfig) -> None:
