@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
+from fsspec.utils import tokenize
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from smooth import store
@@ -180,11 +181,17 @@ def _digest(value: Any) -> str:
 
 
 def file_identity(key: str, path: str) -> str:
-    """Changes with the content of a file, or of any file in a folder."""
+    """Changes with the content of a file, or of any file in a folder.
+
+    A folder is listed once, whatever the number of its files: they are told by what the listing says of each.
+    """
     fs, inner = store.filesystem(path)
     if not fs.exists(inner):
         raise ConfigError(f"{key}={path}: no such file; give the path of one on any fsspec filesystem")
-    return _digest([str(fs.checksum(file)) for file in sorted(fs.find(inner))])
+    if fs.isfile(inner):
+        return _digest([str(fs.checksum(inner))])
+    listed = fs.find(inner, detail=True)
+    return _digest([tokenize(listed[file]) for file in sorted(listed)])
 
 
 def _explain(item: Any) -> str:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from smooth.evaluate.moments import FloatArray, Moments
 
-
 ROWS = 1024  # of a kernel matrix that are held at once
 
 
