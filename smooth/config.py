@@ -39,7 +39,7 @@ Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
-STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 4, "register": 1}
+STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 5, "register": 1}
 
 
 class RunConfig(Section):
@@ -165,9 +165,14 @@ def model_identity(base: str, revision: str | None) -> str:
     weights = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".txt"))
     digests = {}
     for path in weights:
-        stat = path.stat()
-        digests[str(path.relative_to(folder))] = _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+        digests[str(path.relative_to(folder))] = local_sha256(path)
     return _digest(digests)
+
+
+def local_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file of this machine, read once for each state of it."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @cache

@@ -122,7 +122,7 @@ def _kernel_sums(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _kernel_of_itself(x: FloatArray) -> FloatArray:
     """The kernel matrix's diagonal, (N,)."""
-    products = np.einsum("nd,nd->n", x, x)
+    products: FloatArray = np.einsum("nd,nd->n", x, x)
     _cube(products, x.shape[1])
     return products
 
