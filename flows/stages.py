@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -96,40 +98,71 @@ def stage_task(stage: Stage, config: RunConfig) -> dict[str, Any]:
 
 
 def _run_job(stage: Stage, config: RunConfig) -> None:
-    from smooth.cluster import submit_stage  # Ray: not needed where a stage is reused
-
     logger = get_run_logger()
     follower = reports.Follower(stage, logger)
-    with submit_stage(stage, config) as job:
+    with _JOBS.submitted(stage, config) as job:
         logger.info("%s Ray job %s", "found the running" if job.attached else "submitted", job.job_id)
-        with _followed(job):
-            for line in job.follow():
-                follower.feed(line)
+        for line in job.follow():
+            follower.feed(line)
     follower.finish()
 
 
-_FOLLOWED: set[StageJob] = set()
+class _Jobs:
+    """The jobs that this process follows, from any of its threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # a job is either among the followed before they are stopped, or not submitted
+        self._stopped = threading.Event()
+        self._followed: set[StageJob] = set()
+
+    @contextmanager
+    def submitted(self, stage: Stage, config: RunConfig) -> Iterator[StageJob]:
+        """Submit a stage, or find its job.
+
+        Raises:
+            StageError: the flow was cancelled.
+        """
+        from smooth.cluster import StageError, submit_stage  # Ray: not needed where a stage is reused
+
+        with self._lock:
+            if self._stopped.is_set():
+                raise StageError(f"stage {stage} was not submitted: the flow was cancelled", retryable=False)
+            job = submit_stage(stage, config)
+            self._followed.add(job)
+        try:
+            with job:
+                yield job
+        finally:
+            self._followed.discard(job)
+
+    def open(self) -> None:
+        """Submit again, for another flow."""
+        self._stopped.clear()
+
+    def stop(self) -> None:
+        """Stop all at once, each with a thread that waits for its end; from now on none is submitted."""
+        self._stopped.set()
+        with self._lock:
+            jobs = list(self._followed)
+        if jobs:
+            with ThreadPoolExecutor(len(jobs)) as pool:
+                for stopped in [pool.submit(job.stop) for job in jobs]:
+                    stopped.result()
 
 
-@contextmanager
-def _followed(job: StageJob) -> Iterator[None]:
-    _FOLLOWED.add(job)
-    try:
-        yield
-    finally:
-        _FOLLOWED.discard(job)
+_JOBS = _Jobs()
 
 
 @contextmanager
 def stopping_jobs() -> Iterator[None]:
-    """Stop all jobs that submitted tasks follow when the flow is interrupted.
+    """Stop all jobs that submitted tasks follow when the flow is interrupted, and let waiting ones submit nothing.
 
     A cancellation reaches the main thread alone, and they follow their jobs in others.
     """
+    _JOBS.open()
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception):
-            for job in list(_FOLLOWED):
-                job.stop()
+            _JOBS.stop()
         raise

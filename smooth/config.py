@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
+from fsspec.utils import tokenize
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from smooth import store
@@ -38,7 +39,7 @@ Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 # Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
-STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 4, "register": 1}
+STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 5, "register": 1}
 
 
 class RunConfig(Section):
@@ -164,9 +165,14 @@ def model_identity(base: str, revision: str | None) -> str:
     weights = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".txt"))
     digests = {}
     for path in weights:
-        stat = path.stat()
-        digests[str(path.relative_to(folder))] = _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+        digests[str(path.relative_to(folder))] = local_sha256(path)
     return _digest(digests)
+
+
+def local_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file of this machine, read once for each state of it."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @cache
@@ -180,11 +186,17 @@ def _digest(value: Any) -> str:
 
 
 def file_identity(key: str, path: str) -> str:
-    """Changes with the content of a file, or of any file in a folder."""
+    """Changes with the content of a file, or of any file in a folder.
+
+    A folder is listed once, whatever the number of its files: they are told by what the listing says of each.
+    """
     fs, inner = store.filesystem(path)
     if not fs.exists(inner):
         raise ConfigError(f"{key}={path}: no such file; give the path of one on any fsspec filesystem")
-    return _digest([str(fs.checksum(file)) for file in sorted(fs.find(inner))])
+    if fs.isfile(inner):
+        return _digest([str(fs.checksum(inner))])
+    listed = fs.find(inner, detail=True)
+    return _digest([tokenize(listed[file]) for file in sorted(listed)])
 
 
 def _explain(item: Any) -> str:

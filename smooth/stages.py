@@ -37,13 +37,22 @@ def run(stage: Stage, config: RunConfig) -> dict[str, Any]:
 
 
 def status(stage: Stage, config: RunConfig) -> Literal["complete", "stale", "to do"]:
-    """Whether the stage's artifact is finished. Stale latents are to do: what has changed is encoded."""
+    """Whether the stage's artifact is finished.
+
+    Stale latents are to do: what has changed is encoded. So is an evaluation for which a network has come to hand, on
+    this machine: it is measured again, from the pictures that were kept.
+    """
     folder = config.stage_dir(stage)
     if not store.is_complete(folder):
         return "to do"
     source = config.stage_dir("ingest")
     if stage == "ingest" or not store.is_complete(source):  # an artifact alone, moved to where it is used
         return "complete"
-    if store.read_manifest(folder).get("ingest") == store.read_manifest(source)["digest"]:
-        return "complete"
-    return "to do" if stage == "latents" else "stale"
+    manifest = store.read_manifest(folder)
+    if manifest.get("ingest") != store.read_manifest(source)["digest"]:
+        return "to do" if stage == "latents" else "stale"
+    if stage == "evaluate":
+        from smooth.evaluate.networks import is_outdone
+
+        return "to do" if is_outdone(config.evaluate, manifest["networks"]) else "complete"
+    return "complete"

@@ -7,15 +7,19 @@ so a reader never sees half an artifact. Paths are plain strings (``/a/b``, ``s3
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import posixpath
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import fsspec
 from fsspec.core import url_to_fs
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # end of the name of a file that is being written
@@ -71,6 +75,30 @@ def read_bytes(path: str) -> bytes:
     """Read a whole file."""
     fs, inner = filesystem(path)
     return cast(bytes, fs.cat_file(inner))
+
+
+def write_array(path: str, array: npt.NDArray[Any]) -> None:
+    """Write an array as ``.npy``, atomically."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_array(path: str) -> npt.NDArray[Any]:
+    """Read what :func:`write_array` wrote."""
+    import numpy as np
+
+    found: npt.NDArray[Any] = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    return found
+
+
+def names(folder: str) -> set[str]:
+    """Of all finished files below ``folder``, relative to it, by one listing; none where there is no folder."""
+    fs, inner = filesystem(folder)
+    fs.invalidate_cache(inner)
+    return {posixpath.relpath(path, inner) for path in fs.find(inner) if not path.endswith(PARTIAL)}
 
 
 def write_json(path: str, value: Any) -> None:

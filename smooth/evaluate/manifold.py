@@ -74,9 +74,9 @@ def _radii(x: FloatArray, *ks: int) -> list[FloatArray]:
     found = [np.empty(len(x)) for _ in ks]
     for rows, squared in _squared_distances(x, x):
         squared[np.arange(len(squared)), np.arange(len(x))[rows]] = -1.0  # itself comes first, whatever its twins
-        ordered = np.partition(squared, ks, axis=1)
+        squared.partition(ks, axis=1)
         for radii, k in zip(found, ks, strict=True):
-            radii[rows] = ordered[:, k] * (1 + RIM)
+            radii[rows] = squared[:, k] * (1 + RIM)
     return found
 
 
@@ -85,9 +85,11 @@ def _squared_distances(x: FloatArray, y: FloatArray) -> Iterator[tuple[slice, Fl
     length_x, length_y = np.square(x).sum(axis=1), np.square(y).sum(axis=1)
     for start in range(0, len(x), CHUNK):
         rows = slice(start, min(start + CHUNK, len(x)))
+        squared = -2 * x[rows] @ y.T
         lengths = length_x[rows, None] + length_y
-        squared = lengths - 2 * x[rows] @ y.T
-        squared[squared < 1e-13 * lengths] = 0.0
+        squared += lengths
+        lengths *= 1e-13
+        squared[squared < lengths] = 0.0
         yield rows, squared
 
 

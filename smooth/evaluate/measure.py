@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,15 +13,15 @@ import ray
 from ray.util import ActorPool
 
 from smooth import cluster, store
-from smooth.config import STAGE_VERSIONS, RunConfig
-from smooth.evaluate import inception, perceptual
+from smooth.config import STAGE_VERSIONS, ConfigError, RunConfig
+from smooth.evaluate import networks, perceptual
 from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.real import Captioned, captioned_pictures, folder_pictures, reference_pictures
+from smooth.evaluate.real import Captioned, Encoded, captioned_pictures, folder_pictures, reference_pictures
 from smooth.evaluate.reconstruction import Reconstructed
 from smooth.evaluate.sampling import Measurement, Sampling
 from smooth.evaluate.subjects import Subject
-from smooth.evaluate.worker import Model, Painter
+from smooth.evaluate.worker import Features, Model, Painter
 
 ACTOR_RESTARTS = 2
 
@@ -33,7 +33,6 @@ class Comparison:
     config: RunConfig
     """how many actors there are, how much is sampled at once, where the reference pictures and all results lie"""
     protocol: Protocol
-    weights: inception.Weights | None
     subjects: dict[Model, Subject]
 
     @property
@@ -44,9 +43,15 @@ class Comparison:
 
     def blocks(self, model: Model) -> str:
         """Folder of a model's finished blocks."""
-        name = f"blocks-{self.config.evaluate.batch_size}{self.protocol.networks}"
         identity = self.subjects[model].identity.replace("/", "--")
-        return store.join(self.folder, identity, name)
+        return store.join(self.folder, identity, f"blocks-{self.config.evaluate.batch_size}")
+
+    @property
+    def references(self) -> list[str]:
+        """Files with features of the reference pictures, by each of the protocol's networks."""
+        name = f"references-{STAGE_VERSIONS['evaluate']}-{self.protocol.references}"
+        folder = store.join(evaluations(self.config), name)
+        return [store.join(folder, f"{each.kind}-{each.identity}.npy") for each in self.protocol.networks]
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,20 @@ class Found:
     """with the prompts that were taken"""
     base: Measurement
     smooth: Measurement
-    reference: npt.NDArray[np.float32]
-    """(M, D) features of the reference pictures"""
+    reference: list[npt.NDArray[np.float32]]
+    """(M, D) features of the reference pictures by each of the protocol's networks"""
     real: Captioned | None
     """pictures that were painted again, if any"""
     network: PerceptualNetwork | None
     """LPIPS's, where its file is there"""
     sampled: int
     """pictures that were not there from before"""
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """What it was measured by: identities by name."""
+        found: dict[str, str] = {network.kind: network.identity for network in self.protocol.networks}
+        return found if self.network is None else found | {networks.ALEXNET: self.network.sha256}
 
     @property
     def reconstructed(self) -> Reconstructed | None:
@@ -85,7 +96,7 @@ def measure(comparison: Comparison) -> Found:
 
     Raises:
         store.ArtifactError: the ingested pictures are not there.
-        ConfigError: LPIPS's file is another one.
+        ConfigError: LPIPS's file is another one, or a reference picture can't be decoded.
     """
     network = perceptual.find()
     real = _real(comparison.config)
@@ -96,16 +107,14 @@ def measure(comparison: Comparison) -> Found:
     models: tuple[Model, ...] = ("base", "smooth")
     folders = {model: comparison.blocks(model) for model in models}
     sampling = Sampling(protocol, folders, evaluate.batch_size, evaluate.reconstruction_batch)
-    reference_path = store.join(comparison.folder, "reference.npz")
     with Studio(comparison, real) as studio:
-        if not store.exists(reference_path):
-            _save(reference_path, features=_reference_features(comparison.config, studio.pool()))
+        _measure_references(comparison, studio)
         prompts = sampling.run(studio.pool, evaluate.until_ci)
     return Found(
         protocol.stopped(prompts, evaluate.until_ci),
         sampling.measurement("base", prompts, network),
         sampling.measurement("smooth", prompts, network),
-        _load(reference_path)["features"],
+        [store.read_array(path) for path in comparison.references],
         real,
         network,
         sampling.sampled,
@@ -145,7 +154,8 @@ class Studio(AbstractContextManager["Studio"]):
             max_task_retries=ACTOR_RESTARTS,
         )
         cuda = evaluate.gpus_per_actor > 0
-        self._arguments = (asked.subjects, ray.put(asked.protocol), cuda, ray.put(asked.weights), ray.put(self._real))
+        contents = [networks.contents(network) for network in asked.protocol.networks]
+        self._arguments = (asked.subjects, ray.put(asked.protocol), cuda, ray.put(contents), ray.put(self._real))
         return [actor.remote(*self._arguments) for _ in range(evaluate.actors)]
 
 
@@ -158,23 +168,34 @@ def _real(config: RunConfig) -> Captioned | None:
     )
 
 
-def _reference_features(config: RunConfig, pool: ActorPool) -> npt.NDArray[np.float32]:
-    """Features of as many reference pictures as are sampled, at the models' image size."""
+def _measure_references(comparison: Comparison, studio: Studio) -> None:
+    """Keep features of as many reference pictures as are sampled, by the networks of which there are none yet."""
+    paths = comparison.references
+    lacking = [number for number, path in enumerate(paths) if not store.exists(path)]
+    if not lacking:
+        return
+    parts = list(_in_turn(studio.pool(), _references(comparison.config), lacking))
+    for number, features in zip(lacking, zip(*parts, strict=True), strict=True):
+        store.write_array(paths[number], np.concatenate(features))
+
+
+def _references(config: RunConfig) -> Iterator[list[Encoded]]:
+    """Reference pictures as files, a batch at a time."""
     evaluate = config.evaluate
-    asked = (evaluate.pictures, config.latents.image_size, config.seed, evaluate.batch_size)
+    asked = (evaluate.pictures, config.seed, evaluate.batch_size)
     if evaluate.reference is None:
-        batches = reference_pictures(config.stage_dir("ingest"), *asked)
-    else:
-        batches = folder_pictures(evaluate.reference, *asked)
-    return np.concatenate(list(pool.map(lambda actor, batch: actor.features.remote(batch), list(batches))))
+        return reference_pictures(config.stage_dir("ingest"), *asked)
+    return folder_pictures(evaluate.reference, *asked)
 
 
-def _save(path: str, **arrays: npt.NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    store.write_bytes(path, buffer.getvalue())
-
-
-def _load(path: str) -> dict[str, npt.NDArray[Any]]:
-    with np.load(io.BytesIO(store.read_bytes(path)), allow_pickle=False) as arrays:
-        return dict(arrays)
+def _in_turn(pool: ActorPool, batches: Iterator[list[Encoded]], numbers: list[int]) -> Iterator[Features]:
+    """Features of each batch, in order. Actors decode; one batch more than there are actors is in memory."""
+    try:
+        for batch in batches:
+            if not pool.has_free():
+                yield pool.get_next()
+            pool.submit(lambda actor, files: actor.references.remote(files, numbers), batch)
+        while pool.has_next():
+            yield pool.get_next()
+    except ConfigError as error:  # an actor's comes with all that Ray has to say about where it was raised
+        raise ConfigError(str(getattr(error, "cause", error))) from error

@@ -19,19 +19,14 @@ from smooth import store
 from smooth.config import ConfigError
 from smooth.evaluate.diversity import Interval
 from smooth.evaluate.istd import Images, bootstrap, deviation, unit_pictures
+from smooth.evaluate.networks import ALEXNET_FILE, hub_path
 
-FILE = "alexnet-owt-7be5be79.pth"  # torch's hub names files by the first eight digits of their SHA-256
-DIGEST = "7be5be79"
-
-
-def hub_path() -> str:
-    """Where torch's hub keeps the file."""
-    return store.join(torch.hub.get_dir(), "checkpoints", FILE)
+DIGEST = "7be5be79"  # of torchvision's file, the first eight digits
 
 
 def missing() -> str:
     """Why LPIPS is unavailable, and what to do."""
-    return f"needs torchvision's {FILE}: put it at {hub_path()} before the evaluation"
+    return f"needs torchvision's {ALEXNET_FILE}: put it at {hub_path(ALEXNET_FILE)} before the evaluation"
 
 
 def find() -> PerceptualNetwork | None:
@@ -40,7 +35,7 @@ def find() -> PerceptualNetwork | None:
     Raises:
         ConfigError: another file under its name.
     """
-    return PerceptualNetwork() if store.exists(hub_path()) else None
+    return PerceptualNetwork() if store.exists(hub_path(ALEXNET_FILE)) else None
 
 
 class PerceptualNetwork:
@@ -54,9 +49,9 @@ class PerceptualNetwork:
         """
         import lpips
 
-        place = path or hub_path()
+        place = path or hub_path(ALEXNET_FILE)
         if not store.exists(place):
-            raise ConfigError(f"LPIPS needs torchvision's {FILE}: put it at {hub_path()}, or give its path")
+            raise ConfigError(f"LPIPS {missing()}, or give its path")
         data = store.read_bytes(place)
         self.sha256 = hashlib.sha256(data).hexdigest()
         if path is None and not self.sha256.startswith(DIGEST):
@@ -70,7 +65,7 @@ class PerceptualNetwork:
                 parameter.data.copy_(state[f"features.{name.partition('.')[2]}"])
         except (pickle.UnpicklingError, RuntimeError, TypeError, KeyError, EOFError) as error:
             raise ConfigError(
-                f"{place} is no state dict of torchvision's AlexNet ({error}); give its {FILE}"
+                f"{place} is no state dict of torchvision's AlexNet ({error}); give its {ALEXNET_FILE}"
             ) from error
         self._network = network.to(device)
         self.device = torch.device(device)

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from smooth import store
 from smooth.config import ConfigError, EvaluateConfig, RunConfig, file_identity, model_identity
-from smooth.evaluate import embedders
-from smooth.evaluate.embedders import Embedder
+from smooth.evaluate.networks import Network
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,13 @@ class Protocol:
     base: str
     """identity of the base model"""
     data: str
-    """fingerprint of the latents, which names the reference pictures too"""
+    """digest of the ingested pictures: references of the reconstructions, and of the distances where no others are"""
     reference_order: str = "key"
     """by what the ingested pictures are counted when the reference pictures are drawn"""
-    inception: str = ""
-    """SHA-256 of Inception-v3's weights, whose features then follow EfficientNet-Lite0's; empty without them"""
     reference: str = ""
     """identity of the folder of reference pictures; empty: they are the data's own"""
-    embedders: tuple[Embedder, ...] = ()
-    """CLIP and DINOv2, whose features come last"""
+    networks: tuple[Network, ...] = ()
+    """that make features of the single pictures"""
     reconstructions: int = 0
     """real pictures that are inverted and painted again"""
     null_text_steps: int = 10
@@ -77,7 +74,7 @@ class Protocol:
             steps=evaluate.steps,
             guidance=evaluate.guidance,
             base=model_identity(config.model.base, config.model.revision),
-            data=config.fingerprint("latents"),
+            data=_data(config),
             reconstructions=evaluate.reconstructions,
             null_text_steps=evaluate.null_text_steps,
         )
@@ -94,15 +91,17 @@ class Protocol:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything in it: pictures are kept under it and shared by evaluations."""
-        values = asdict(self)
-        values["embedders"] = [embedder.sha256 for embedder in self.embedders]  # wherever they lie
-        return _digest(values)
+        """16 hex digits over all that is sampled: pictures are kept under it and shared by evaluations.
+
+        Networks judge pictures and don't change them.
+        """
+        return _digest(asdict(replace(self, networks=())))
 
     @property
-    def networks(self) -> str:
-        """End of the names of files with features: those of other networks are other files."""
-        return (f"-{self.inception[:16]}" if self.inception else "") + embedders.digest(self.embedders)
+    def references(self) -> str:
+        """16 hex digits over which reference pictures are taken: their features are kept under it."""
+        drawn = [self.reference or self.data, self.reference_order, self.seed, len(self.picture_prompts)]
+        return _digest([*drawn, self.image_size])
 
     @property
     def stamp(self) -> dict[str, str | int | float]:
@@ -148,6 +147,14 @@ class Protocol:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _data(config: RunConfig) -> str:
+    """Of the pictures as they are now: `smooth ingest retry` changes them. Latents without them say what they were."""
+    ingest = config.stage_dir("ingest")
+    if store.is_complete(ingest):
+        return str(store.read_manifest(ingest)["digest"])
+    return str(store.read_manifest(config.stage_dir("latents"))["ingest"])
 
 
 def captions_of(latents: str) -> list[str]:

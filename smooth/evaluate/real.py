@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL.Image import Resampling
 from smooth import store
 from smooth.config import ConfigError
 from smooth.data import pictures
-from smooth.data.shards import Shard, ShardReader
+from smooth.data.shards import Sample, Shard, ShardReader
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -29,18 +29,26 @@ class Captioned:
     captions: tuple[str, ...]
 
 
-def reference_pictures(ingest: str, count: int, size: int, seed: int, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Batches (B, size, size, 3) uint8 of a random subset of the ingested pictures, at most ``count`` in all."""
-    drawn = (picture for picture, _ in _drawn(ingest, count, size, f"{seed}/reference"))
+@dataclass(frozen=True)
+class Encoded:
+    """A picture's file, and what to call it."""
+
+    name: str
+    data: bytes
+
+
+def reference_pictures(ingest: str, count: int, seed: int, batch: int) -> Iterator[list[Encoded]]:
+    """Batches of a random subset of the ingested pictures, at most ``count`` in all."""
+    drawn = (Encoded(sample.key, sample.picture) for sample in _drawn(ingest, count, f"{seed}/reference"))
     while waiting := list(itertools.islice(drawn, batch)):
-        yield np.stack(waiting)
+        yield waiting
 
 
-def folder_pictures(folder: str, count: int, size: int, seed: int, batch: int) -> Iterator[npt.NDArray[np.uint8]]:
+def folder_pictures(folder: str, count: int, seed: int, batch: int) -> Iterator[list[Encoded]]:
     """Likewise of the pictures below a folder, on any fsspec path.
 
     Raises:
-        ConfigError: there are fewer than two, or one can't be decoded.
+        ConfigError: there are fewer than two.
     """
     fs, inner = store.filesystem(folder)
     files = sorted(path for path in fs.find(inner) if path.lower().endswith(SUFFIXES))
@@ -49,16 +57,27 @@ def folder_pictures(folder: str, count: int, size: int, seed: int, batch: int) -
             f"evaluate.reference={folder} holds {len(files)} pictures ({', '.join(SUFFIXES)}); give a folder of more"
         )
     chosen = sorted(random.Random(f"{seed}/reference").sample(files, min(count, len(files))))
-    drawn = (_opened(path, fs.cat_file(path), size) for path in chosen)
+    drawn = (Encoded(path, fs.cat_file(path)) for path in chosen)
     while waiting := list(itertools.islice(drawn, batch)):
-        yield np.stack(waiting)
+        yield waiting
 
 
-def _opened(path: str, data: bytes, size: int) -> npt.NDArray[np.uint8]:
-    try:
-        return _fitted(data, size)
-    except pictures.PictureError as error:
-        raise ConfigError(f"evaluate.reference: {path} is no picture that can be read: {error}; remove it") from error
+def decoded(batch: Sequence[Encoded], size: int) -> npt.NDArray[np.uint8]:
+    """Reference pictures as (B, size, size, 3) uint8.
+
+    Raises:
+        ConfigError: one can't be decoded.
+    """
+    fitted = []
+    for encoded in batch:
+        try:
+            fitted.append(_fitted(encoded.data, size))
+        except pictures.PictureError as error:
+            raise ConfigError(
+                f"the reference {encoded.name} is no picture that can be read: {error}; remove it from "
+                "evaluate.reference, or run ingest again"
+            ) from error
+    return np.stack(fitted)
 
 
 def _fitted(data: bytes, size: int) -> npt.NDArray[np.uint8]:
@@ -67,11 +86,11 @@ def _fitted(data: bytes, size: int) -> npt.NDArray[np.uint8]:
 
 def captioned_pictures(ingest: str, count: int, size: int, seed: int) -> Captioned:
     """Another such subset with its captions, at most ``count``."""
-    drawn = list(_drawn(ingest, count, size, f"{seed}/reconstruction"))
+    drawn = [(_fitted(s.picture, size), s.caption) for s in _drawn(ingest, count, f"{seed}/reconstruction")]
     return Captioned(np.stack([picture for picture, _ in drawn]), tuple(caption for _, caption in drawn))
 
 
-def _drawn(ingest: str, count: int, size: int, stream: str) -> Iterator[tuple[npt.NDArray[np.uint8], str]]:
+def _drawn(ingest: str, count: int, stream: str) -> Iterator[Sample]:
     manifest = store.read_manifest(ingest)
     shards = Shard.of(manifest)
     total = sum(shard.rows for shard in shards)
@@ -84,5 +103,4 @@ def _drawn(ingest: str, count: int, size: int, stream: str) -> Iterator[tuple[np
             continue
         reader = ShardReader(ingest, shard, manifest["encoding"])
         for position in wanted:
-            sample = reader.read(reader.keys[position])
-            yield _fitted(sample.picture, size), sample.caption
+            yield reader.read(reader.keys[position])

@@ -9,7 +9,7 @@ from typing import Any
 
 from smooth import store, tracking
 from smooth.config import STAGE_VERSIONS, ConfigError, RunConfig
-from smooth.evaluate import embedders, inception, page, report
+from smooth.evaluate import networks, page, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.measure import Comparison, Found, evaluations, measure
 from smooth.evaluate.metric import Metric
@@ -24,15 +24,16 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Measure both models, draw the strips and curves, log all of it to the model's MLflow run.
 
     Finished blocks of pictures are kept on the way, so a retry continues; a model's are shared by all evaluations
-    under the same protocol.
+    under the same protocol. A finished evaluation that can tell more, since a network has come to hand, is measured
+    again from what was kept.
 
     Raises:
         store.ArtifactError: the training or what it was made from is not finished.
         ConfigError: weights of a feature network are named and not there, or not what they should be.
     """
     folder = config.stage_dir("evaluate")
-    if store.is_complete(folder):
-        return store.read_manifest(folder)
+    if (finished := _finished(folder, config)) is not None:
+        return finished
     started = time.monotonic()
     training = store.read_manifest(config.stage_dir("train"))
     base = Subject(config.model.base, config.model.revision)
@@ -67,11 +68,11 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
         raise ConfigError(f"{names[0]} and {names[1]} are the same model, to the byte; name another by --against")
     comparison = _comparison(config, model, against)
     parts = [str(STAGE_VERSIONS["evaluate"]), comparison.protocol.fingerprint, model.identity, against.identity]
-    parts.append(str(config.evaluate.until_ci))
+    parts += [str(config.evaluate.until_ci), *_named(config, comparison.protocol)]
     fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
     folder = store.join(evaluations(config), f"models-{fingerprint}")
-    if store.is_complete(folder):
-        return folder, store.read_manifest(folder)
+    if (finished := _finished(folder, config)) is not None:
+        return folder, finished
     found = measure(comparison)
     metrics = _present(folder, config, found, names, started)
     tags = {"smooth.model": names[0], "smooth.against": names[1], "smooth.preset": config.preset}
@@ -81,15 +82,24 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
     return folder, _finish(folder, about, found, metrics, started)
 
 
+def _finished(folder: str, config: RunConfig) -> dict[str, Any] | None:
+    """The manifest of an evaluation that can tell no more than it did."""
+    if not store.is_complete(folder):
+        return None
+    manifest = store.read_manifest(folder)
+    return None if networks.is_outdone(config.evaluate, manifest["networks"]) else manifest
+
+
+def _named(config: RunConfig, protocol: Protocol) -> list[str]:
+    """Identities of the networks that the config names; the others are those that there happen to be."""
+    keys = {network.identity: networks.KEYS.get(network.kind) for network in protocol.networks}
+    return [identity for identity, key in keys.items() if key is not None and getattr(config.evaluate, key) is not None]
+
+
 def _comparison(config: RunConfig, model: Subject, against: Subject) -> Comparison:
-    weights = inception.find(config.evaluate.inception_weights)
-    protocol = replace(
-        Protocol.of(config),
-        base=against.identity,
-        inception=weights.sha256 if weights else "",
-        embedders=embedders.find(config.evaluate),
-    )
-    return Comparison(config, protocol, weights, {"base": against, "smooth": model})
+    at_hand = networks.find(config.evaluate, config.latents.image_size)
+    protocol = replace(Protocol.of(config), base=against.identity, networks=at_hand)
+    return Comparison(config, protocol, {"base": against, "smooth": model})
 
 
 def _present(folder: str, config: RunConfig, found: Found, names: tuple[str, str], started: float) -> list[Metric]:
@@ -136,5 +146,6 @@ def _finish(folder: str, about: dict[str, Any], found: Found, metrics: list[Metr
             "report": REPORT,
             "metrics": [metric.as_dict() for metric in metrics],
             "protocol": found.protocol.fingerprint,
+            "networks": found.networks,
         },
     )

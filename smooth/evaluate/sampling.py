@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,11 +11,14 @@ import numpy.typing as npt
 
 from smooth import progress, store
 from smooth.evaluate import diversity
+from smooth.evaluate.networks import Network
 from smooth.evaluate.perceptual import PerceptualNetwork, perceptual_distances
 from smooth.evaluate.protocol import Protocol as Sampled
 from smooth.evaluate.running import Running
 from smooth.evaluate.worker import Block, Model, blocks
 
+Task = tuple[Model, Block, tuple[int, ...], bool]
+"""a block, the numbers of the networks that are to judge it, and whether its pictures are there"""
 LOOK_EVERY = 20  # prompts between two looks at whether the interval is tight enough
 
 
@@ -35,8 +37,8 @@ class Measurement:
     """(P, F - 1) between neighbouring frames"""
     spreads: npt.NDArray[np.float64]
     """(P,) squared distances of each prompt's frames from the mean ones"""
-    features: npt.NDArray[np.float32]
-    """(N, D) as the painters give them"""
+    features: list[npt.NDArray[np.float32]]
+    """(N, D) by each of the protocol's networks"""
     strips: npt.NDArray[np.uint8]
     """(S, F, H, W, 3) the first S interpolations"""
     reconstructed: npt.NDArray[np.uint8] | None
@@ -58,6 +60,7 @@ class Sampling:
         self._pictures = blocks("pictures", len(protocol.picture_prompts), batch_size)
         self._reconstructions = blocks("reconstructions", protocol.reconstructions, reconstruction_batch)
         self._running: dict[Model, Running] = {model: Running(protocol.frames, protocol.seed) for model in folders}
+        self._there: set[tuple[Model, str]] = set()
         self._done = 0
         self.sampled = 0  # pictures, without those that were there before
 
@@ -68,6 +71,7 @@ class Sampling:
             pool: called where there is something to sample.
             until_ci: stop once half of each model's interval is at most this share of its ISTD; None takes all.
         """
+        self._there = {(model, name) for model, folder in self._folders.items() for name in store.names(folder)}
         prompts = len(self._protocol.prompts)
         todo = [(model, block) for model in self._folders for block in [*self._pictures, *self._reconstructions]]
         begin = 0
@@ -91,33 +95,52 @@ class Sampling:
         return Measurement(
             distances=self._running[model].distances(prompts),
             spreads=diversity.spreads(lambda: (strip / 255.0 for strip in strips())),
-            features=np.concatenate([self._read(model, block) for block in self._pictures]),
+            features=[
+                np.concatenate([self._load(model, _features(block, network)) for block in self._pictures])
+                for network in self._protocol.networks
+            ],
             strips=np.stack([strip for strip, _ in zip(strips(), range(self._protocol.strips), strict=False)]),
             reconstructed=np.concatenate(painted) if painted else None,
             perceptual=None if network is None else np.concatenate([_lpips(strip, network) for strip in strips()]),
         )
 
     def _sample(self, pool: Callable[[], Pool], todo: list[tuple[Model, Block]]) -> None:
-        missing = []
+        missing: list[Task] = []
         for model, block in todo:
-            if store.exists(self._path(model, block)):
-                self._take(model, block, self._read(model, block))
+            kept, networks = (model, block.name) in self._there, self._lacking(model, block)
+            if kept and not networks:
+                self._take(model, block, self._read(model, block) if block.kind == "frames" else None)
             else:
-                missing.append((model, block))
+                missing.append((model, block, networks, kept))
         if not missing:
             return
-        tasks = pool().map_unordered(lambda actor, task: actor.result.remote(*task), missing)
-        for model, block, result in tasks:
-            store.write_bytes(self._path(model, block), _npy(result))
-            self._take(model, block, result)
-            self.sampled += block.stop - block.start
+
+        def ask(actor: Any, task: Task) -> Any:  # called when the actor is free: kept pictures don't pile up
+            model, block, networks, kept = task
+            return actor.result.remote(model, block, networks, self._read(model, block) if kept else None)
+
+        asked = {(model, block): networks for model, block, networks, _ in missing}
+        for model, block, pictures, features in pool().map_unordered(ask, missing):
+            for number, found in zip(asked[model, block], features, strict=True):
+                self._keep(model, _features(block, self._protocol.networks[number]), found)
+            if pictures is not None:
+                self._keep(model, block.name, pictures)
+                self.sampled += block.stop - block.start
+            self._take(model, block, pictures)
             each = self._frames[-1].stop + self._pictures[-1].stop + self._protocol.reconstructions
             self._report(len(self._folders) * each)
 
-    def _take(self, model: Model, block: Block, result: npt.NDArray[Any]) -> None:
+    def _lacking(self, model: Model, block: Block) -> tuple[int, ...]:
+        """Numbers of the protocol's networks by which a block's features are not there."""
+        if block.kind != "pictures":
+            return ()
+        networks = enumerate(self._protocol.networks)
+        return tuple(number for number, each in networks if (model, _features(block, each)) not in self._there)
+
+    def _take(self, model: Model, block: Block, pictures: npt.NDArray[np.uint8] | None) -> None:
         self._done += block.stop - block.start
-        if block.kind == "frames":
-            self._running[model].add(block.start, result)
+        if block.kind == "frames" and pictures is not None:
+            self._running[model].add(block.start, pictures)
 
     def _report(self, total: int) -> None:
         facts = {}
@@ -138,20 +161,20 @@ class Sampling:
                 yield np.stack(waiting[:frames])
                 del waiting[:frames]
 
-    def _path(self, model: Model, block: Block) -> str:
-        return store.join(self._folders[model], block.name)
+    def _keep(self, model: Model, name: str, array: npt.NDArray[Any]) -> None:
+        store.write_array(store.join(self._folders[model], name), array)
 
-    def _read(self, model: Model, block: Block) -> npt.NDArray[Any]:
-        data = store.read_bytes(self._path(model, block))
-        loaded: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-        return loaded
+    def _read(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
+        return self._load(model, block.name)
+
+    def _load(self, model: Model, name: str) -> npt.NDArray[Any]:
+        return store.read_array(store.join(self._folders[model], name))
+
+
+def _features(block: Block, network: Network) -> str:
+    """Name of the file with a block's features."""
+    return f"{network.kind}-{network.identity}/{block.name}"
 
 
 def _lpips(strip: npt.NDArray[np.uint8], network: PerceptualNetwork) -> npt.NDArray[np.float64]:
     return perceptual_distances(strip[None], network)
-
-
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

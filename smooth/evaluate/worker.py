@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,15 +16,18 @@ from smooth.diffusion.inversion import Walk
 from smooth.evaluate import frames, reconstruction
 from smooth.evaluate.embedders import EmbeddingNetwork
 from smooth.evaluate.features import FeatureNetwork
-from smooth.evaluate.inception import InceptionNetwork, Weights
+from smooth.evaluate.inception import InceptionNetwork
+from smooth.evaluate.networks import Contents, Network
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.real import Captioned
+from smooth.evaluate.real import Captioned, Encoded, decoded
 from smooth.evaluate.subjects import Subject
 from smooth.models import trained
 from smooth.models.pipeline import ModelError, load_pipeline
 
 Model = Literal["base", "smooth"]
 Kind = Literal["frames", "pictures", "reconstructions"]
+Features = list[npt.NDArray[np.float32]]
+"""(B, D) of some networks, in the order in which they were asked for"""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,17 @@ class Painter:
         subjects: dict[Model, Subject],
         protocol: Protocol,
         cuda: bool,
-        inception: Weights | None = None,
+        contents: Sequence[Contents] = (),
         real: Captioned | None = None,
     ) -> None:
-        """Load all of it; ``real`` is inverted and painted again.
+        """Load all of it.
+
+        Args:
+            subjects: both models.
+            protocol: what is sampled, and by which networks it is judged.
+            cuda: on a GPU.
+            contents: files of each of the protocol's networks.
+            real: what is inverted and painted again.
 
         Raises:
             ModelError: a model can't be loaded, the two take noises of different shapes, or one can't be inverted.
@@ -76,10 +86,9 @@ class Painter:
         self._shape = shapes["base"]
         if protocol.reconstructions:
             self._check_inversion()
-        self._networks: list[FeatureNetwork | InceptionNetwork] = [FeatureNetwork(protocol.image_size, device)]
-        if inception is not None:
-            self._networks.append(InceptionNetwork(inception, device))
-        self._embedders = [EmbeddingNetwork(embedder, device) for embedder in protocol.embedders]
+        self._networks = [
+            _network(network, files, device) for network, files in zip(protocol.networks, contents, strict=True)
+        ]
 
     def _check_inversion(self) -> None:
         """Now, not after the sampling of all that comes before."""
@@ -106,15 +115,26 @@ class Painter:
         )
 
     def result(
-        self, model: Model, block: Block
-    ) -> tuple[Model, Block, npt.NDArray[np.uint8] | npt.NDArray[np.float32]]:
-        """What is kept of a block: frames and reconstructions as pictures, the other pictures as features."""
+        self,
+        model: Model,
+        block: Block,
+        networks: Sequence[int] = (),
+        kept: npt.NDArray[np.uint8] | None = None,
+    ) -> tuple[Model, Block, npt.NDArray[np.uint8] | None, Features]:
+        """What is to be kept of a block: its pictures, unless they are ``kept`` yet, and features by ``networks``."""
         if block.kind == "reconstructions":
-            return model, block, self._reconstructed(model, block)
-        pictures = self.paint(model, block)
-        if block.kind == "frames":
-            return model, block, pictures
-        return model, block, self.features(pictures, list(self._protocol.picture_prompts[block.start : block.stop]))
+            return model, block, self._reconstructed(model, block), []
+        pictures = self.paint(model, block) if kept is None else kept
+        prompts = list(self._protocol.picture_prompts[block.start : block.stop])
+        return model, block, pictures if kept is None else None, self.features(pictures, networks, prompts)
+
+    def references(self, batch: Sequence[Encoded], networks: Sequence[int]) -> Features:
+        """Features of reference pictures by ``networks``.
+
+        Raises:
+            ConfigError: one can't be decoded.
+        """
+        return self.features(decoded(batch, self._protocol.image_size), networks)
 
     def _pipeline(self, model: Model) -> Any:
         """Ready to sample; the same layout in memory whatever came before, as the last bits depend on it."""
@@ -127,10 +147,26 @@ class Painter:
             raise ValueError("this painter was given no real pictures to reconstruct")
         return reconstruction.paint(self._pipeline(model), self._protocol, self._real, range(block.start, block.stop))
 
-    def features(self, pictures: npt.NDArray[np.uint8], prompts: list[str] | None = None) -> npt.NDArray[np.float32]:
-        """Features (B, D) float32 of pictures (B, H, W, 3) uint8, one network's beside the other's."""
-        found = [network(pictures) for network in self._networks]
-        return np.concatenate([*found, *(network(pictures, prompts) for network in self._embedders)], axis=1)
+    def features(
+        self, pictures: npt.NDArray[np.uint8], networks: Sequence[int], prompts: list[str] | None = None
+    ) -> Features:
+        """Features (B, D) float32 of pictures (B, H, W, 3) uint8 by some of the protocol's networks."""
+        return [self._networks[number](pictures, prompts) for number in networks]
+
+
+def _network(
+    network: Network, contents: Contents, device: torch.device
+) -> Callable[[npt.NDArray[np.uint8], list[str] | None], npt.NDArray[np.float32]]:
+    """What makes features of pictures and their prompts, which CLIP alone looks at."""
+    match network.kind:
+        case "efficientnet":
+            efficientnet = FeatureNetwork(int(network.stamp["feature_input"]), device)
+            return lambda pictures, _: efficientnet(pictures)
+        case "inception":
+            inception = InceptionNetwork(network, contents, device)
+            return lambda pictures, _: inception(pictures)
+        case _:
+            return EmbeddingNetwork(network, contents, device)
 
 
 def _load(subjects: dict[Model, Subject], device: torch.device) -> dict[Model, Callable[[], Any]]:

@@ -18,6 +18,7 @@ import ray
 from ray.util import ActorPool
 
 from smooth.config import RunConfig
+from smooth.evaluate import networks
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.sampling import Sampling
 from smooth.evaluate.subjects import Subject
@@ -36,7 +37,8 @@ class Actor(Painter):
         from smooth.models.pipeline import load_pipeline
 
         torch.set_num_threads(1)
-        super().__init__(subjects, protocol, cuda=False)
+        contents = [networks.contents(network) for network in protocol.networks]
+        super().__init__(subjects, protocol, cuda=False, contents=contents)
         self._bare: Any = load_pipeline(subjects["base"].base)
 
     def bare(self, sizes: list[int]) -> None:
@@ -72,6 +74,7 @@ def protocol_of(config: RunConfig, prompts: int) -> Protocol:
         image_size=config.latents.image_size,
         steps=evaluate.steps,
         guidance=evaluate.guidance,
+        networks=(networks.efficientnet(config.latents.image_size),),
     )
 
 

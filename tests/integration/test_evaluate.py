@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
+import transformers
 from mlflow import MlflowClient
 from PIL import Image
+from ray.util import ActorPool
 from typer.testing import CliRunner
 
 from smooth import store, tracking
 from smooth.cli import app
 from smooth.config import ConfigError, RunConfig
+from smooth.evaluate import measure
 from smooth.evaluate import run as stage
 from smooth.evaluate.protocol import Protocol
+from smooth.evaluate.real import Encoded, decoded
 from smooth.evaluate.subjects import Subject
 from smooth.models import WEIGHTS_NAME
 from tests.evaluated import trained
+from tests.shards import png
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -95,12 +101,13 @@ def test_finished_stage_is_reused(finished: tuple[RunConfig, dict[str, Any]]) ->
 
 
 def pictures_and_features(folder: Path) -> tuple[list[Any], list[Any]]:
-    """The base's finished blocks: pictures of interpolations, features of the other pictures."""
-    (blocks,) = folder.glob("blocks-*")
-    frames, pictures = ([np.load(path) for path in sorted(blocks.glob(f"{kind}-*"))] for kind in ("frames", "pictures"))
-    assert frames
+    """The base's finished blocks: all pictures, and features of the single ones."""
+    pictures, features = (
+        [np.load(path) for path in sorted(folder.glob(f"blocks-*/{pattern}.npy"))] for pattern in ("*", "*/*")
+    )
     assert pictures
-    return frames, pictures
+    assert features
+    return pictures, features
 
 
 def test_two_actors_one_of_them_killed_make_what_one_makes(
@@ -125,9 +132,9 @@ def test_two_actors_one_of_them_killed_make_what_one_makes(
     finally:
         thread.join()
     assert killed
-    frames, features = pictures_and_features(base_folder(config))
-    two_frames, two_features = pictures_and_features(base_folder(again))
-    np.testing.assert_equal(frames, two_frames)
+    pictures, features = pictures_and_features(base_folder(config))
+    two_pictures, two_features = pictures_and_features(base_folder(again))
+    np.testing.assert_equal(pictures, two_pictures)
     for one, two in zip(features, two_features, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5)
     values = {(metric["name"], metric["model"]): metric["value"] for metric in undisturbed["metrics"]}
@@ -177,7 +184,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_retry_samples_only_what_is_missing(finished: tuple[RunConfig, dict[str, Any]]) -> None:
     config, manifest = finished
     folder = Path(config.stage_dir("evaluate"))
-    kept, lost = sorted(smooth_blocks(config).iterdir())[:2]
+    kept, lost = sorted(smooth_blocks(config).glob("*.npy"))[:2]
     bytes_lost, time_kept = lost.read_bytes(), kept.stat().st_mtime_ns
     for path in (lost, folder / store.MANIFEST):
         path.unlink()
@@ -200,3 +207,64 @@ def test_prompts_of_a_file_and_too_few_of_them(
     file.write_text("a red hat\n")
     with pytest.raises(ConfigError, match=r"has 1 prompts, evaluate\.prompts asks for 2"):
         Protocol.of(listed)
+
+
+def write_dinov2(cache: Path) -> None:
+    """A small one of random weights in Hugging Face's cache, under the published one's name."""
+    place = cache / "models--facebook--dinov2-large"
+    width = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    transformers.Dinov2Model(transformers.Dinov2Config(**width)).save_pretrained(place / "snapshots" / "revision")
+    transformers.BitImageProcessor().save_pretrained(place / "snapshots" / "revision")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("revision")
+
+
+def test_a_network_that_comes_later_is_measured_by_from_the_pictures_that_were_kept(
+    finished: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actors look into another cache than this process, as those on other machines do."""
+    config, manifest = finished
+    pictures = times(base_folder(config).parent)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    write_dinov2(tmp_path)
+    again = stage.run(config)
+    kept = times(base_folder(config).parent)
+    files = {path for path in pictures if path.is_file()}
+    assert {path: kept[path] for path in files} == {path: pictures[path] for path in files}
+    assert {path.parts[-2].partition("-")[0] for path in kept.keys() - pictures.keys() if path.is_file()} == {"dinov2"}
+    before, after = ({(m["name"], m["model"]): m for m in each["metrics"]} for each in (manifest, again))
+    new = {("FD-DINOv2", model) for model in ("base", "smooth")}
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} == new
+    assert all(before[name]["value"] is None and after[name]["value"] > 0 for name in new)
+    assert again["networks"].keys() == {"efficientnet", "dinov2"}
+    assert stage.run(config) == again
+    monkeypatch.undo()
+    assert stage.run(config) == again  # gone again, and nothing is lost
+
+
+@ray.remote
+class Judge:
+    def references(self, batch: list[Encoded], numbers: list[int]) -> list[Any]:
+        return [decoded(batch, 8)[:, 0, 0, :1] for _ in numbers]
+
+
+def test_reference_pictures_are_decoded_by_actors_a_few_at_a_time_and_in_order() -> None:
+    taken = 0
+
+    def batches(broken: int | None = None) -> Any:
+        nonlocal taken
+        for number in range(12):
+            taken += 1
+            data = b"no picture" if number == broken else png(np.full((9, 9, 3), number, np.uint8))
+            yield [Encoded(f"picture {number}", data)]
+
+    pool = ActorPool([Judge.remote() for _ in range(2)])
+    for received, features in enumerate(measure._in_turn(pool, batches(), [0, 1])):
+        assert [part.tolist() for part in features] == [[[received]]] * 2
+        assert taken <= received + 3
+    assert taken == 12
+    with pytest.raises(ConfigError) as refused:
+        list(measure._in_turn(pool, batches(broken=5), [0]))
+    assert str(refused.value).startswith("the reference picture 5 is no picture that can be read: ")
+    assert "\n" not in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -122,18 +123,41 @@ def test_kernel_distance_of_all_splits_of_a_set_averages_to_zero() -> None:
     assert np.mean(values) == pytest.approx(0, abs=1e-12 * np.std(values))
 
 
-def test_kernel_distance_of_200_random_splits_averages_to_zero_within_its_error() -> None:
-    """At 95 %; with the diagonal, which the biased estimator keeps, it would be twenty standard errors away."""
+def test_kernel_distance_of_199_splits_averages_to_zero() -> None:
+    """Unbiased, exactly, on a set that is too large for all of its halves.
+
+    Paley's splits of 200 vectors: number ``i`` puts the squares modulo 199, moved by ``i``, and the last vector on one
+    side. As the rows of a Hadamard matrix, they meet each pair within 99 times and across 100 times, the ratio of all
+    halves, so the mean is 0 but for rounding. Left in, as the biased estimator does, the diagonal would be many
+    standard deviations of a split.
+    """
     rng = np.random.default_rng(8)
-    x = rng.standard_normal((120, 20)) @ rng.standard_normal((20, 20)) + 2
+    x = rng.standard_normal((200, 20)) @ rng.standard_normal((20, 20)) + 2
+    squares = np.unique(np.arange(1, 199) ** 2 % 199)
     values, diagonals = [], []
-    for _ in range(200):
-        halves = np.split(x[rng.permutation(len(x))], 2)
+    for shift in range(199):
+        inside = np.zeros(200, dtype=bool)
+        inside[[*(squares + shift) % 199, 199]] = True
+        halves = x[inside], x[~inside]
+        assert len(halves[0]) == len(halves[1])
         values.append(kernel_distance(*halves).value)
-        diagonals.append(sum(((half**2).mean(axis=1) + 1).mean() ** 3 / len(half) for half in halves))
-    error = np.std(values, ddof=1) / np.sqrt(200)
-    assert abs(np.mean(values)) < 1.96 * error
-    assert np.mean(diagonals) > 20 * error
+        diagonals.append(sum((((half**2).mean(axis=1) + 1) ** 3).mean() / len(half) for half in halves))
+    assert np.mean(values) == pytest.approx(0, abs=1e-12 * np.std(values))
+    assert np.mean(diagonals) > 3 * np.std(values)
+
+
+def test_blocks_of_rows_are_the_whole_matrix_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(9)
+    x, y = rng.standard_normal((1500, 8)), rng.standard_normal((1300, 8)) + 0.3
+    whole = kernel_distance(x, y)
+    monkeypatch.setattr("smooth.evaluate.frechet.ROWS", 64)
+    tracemalloc.start()
+    found = kernel_distance(x, y)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.value == pytest.approx(whole.value, rel=1e-12)
+    assert found.standard_error == pytest.approx(whole.standard_error, rel=1e-12)
+    assert peak < 5 * 64 * 1500 * 8  # a matrix of 1500 by 1500 has five times that
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (10,)])

@@ -18,12 +18,19 @@ import torch
 from PIL import Image
 from skimage import data
 
-from smooth.config import ConfigError, RunConfig
-from smooth.evaluate import inception
+from smooth.config import ConfigError, EvaluateConfig, RunConfig
+from smooth.evaluate import networks
 from smooth.evaluate.frechet import gaussian_distance
+from smooth.evaluate.inception import InceptionNetwork
 from smooth.evaluate.moments import Moments
 
 PICTURES = 4
+
+
+def find(path: str | None) -> networks.Network:
+    """Inception-v3, which is at hand."""
+    _, found = networks.find(EvaluateConfig(inception_weights=path), 64)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +71,13 @@ def test_distance_is_torch_fidelitys_on_the_same_folders(
 ) -> None:
     from torch_fidelity import calculate_metrics
 
-    for name, found in zip("ab", pictures, strict=True):
+    for name, crops in zip("ab", pictures, strict=True):
         (tmp_path / name).mkdir()
-        for number, picture in enumerate(found):
+        for number, picture in enumerate(crops):
             Image.fromarray(picture).save(tmp_path / name / f"{number}.png")
-    loaded = inception.find(str(weights))
-    assert loaded is not None
-    network = inception.InceptionNetwork(loaded)
-    a, b = (Moments.of(network(found)) for found in pictures)
+    found = find(str(weights))
+    network = InceptionNetwork(found, networks.contents(found))
+    a, b = (Moments.of(network(crops)) for crops in pictures)
     ours = gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
     theirs = calculate_metrics(
         input1=str(tmp_path / "a"),
@@ -88,32 +94,32 @@ def test_distance_is_torch_fidelitys_on_the_same_folders(
     assert ours > 0.1 * np.trace(a.covariance + b.covariance)
 
 
-def test_only_the_known_weights_are_called_fid(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_the_known_weights_are_called_fid(weights: Path) -> None:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    other = inception.space(digest)
-    assert (other.name, other.frechet) == (f"Inception-v3 {digest[:8]}", "Fréchet distance")
-    assert other.stamp["weights"] == digest
-    known = inception.space(inception.SHA256)
-    assert f"{known.frechet} ({known.name})" == inception.FID
-    assert inception.FILE.endswith(f"-{inception.SHA256[:8]}.pth")  # as torch's hub names files
+    other = find(str(weights))
+    assert (other.label, other.stamp["weights"]) == (f"Inception-v3 {digest[:8]}", digest)
+    known = networks.inception(networks.INCEPTION_SHA256, {})
+    assert f"FID ({known.label})" == networks.FID
+    assert networks.INCEPTION_FILE.endswith(f"-{networks.INCEPTION_SHA256[:8]}.pth")  # as torch's hub names files
 
 
 def test_missing_weights_name_their_place_and_wrong_ones_their_checksum(
     weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    place = tmp_path / "checkpoints" / inception.FILE
-    assert inception.find(None) is None
-    assert str(place) in inception.missing()
-    assert "evaluate.inception_weights" in inception.missing()
-    place.parent.mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / networks.INCEPTION_FILE
+    assert [network.kind for network in networks.find(EvaluateConfig(), 64)] == ["efficientnet"]
+    assert str(place) in networks.missing("inception")
+    assert "evaluate.inception_weights" in networks.missing("inception")
+    place.parent.mkdir(parents=True)
     place.write_bytes(weights.read_bytes())
-    with pytest.raises(ConfigError, match=rf"has SHA-256 [0-9a-f]{{64}}, .* has {inception.SHA256}; fetch it again"):
-        inception.find(None)
-    monkeypatch.setattr(inception, "SHA256", hashlib.sha256(place.read_bytes()).hexdigest())
-    assert inception.find(None) == inception.find(str(weights))
+    known = networks.INCEPTION_SHA256
+    with pytest.raises(ConfigError, match=rf"has SHA-256 [0-9a-f]{{64}}, .* has {known}; fetch it again"):
+        find(None)
+    monkeypatch.setattr(networks, "INCEPTION_SHA256", hashlib.sha256(place.read_bytes()).hexdigest())
+    assert find(None) == find(str(weights))
     with pytest.raises(ConfigError, match=r"evaluate\.inception_weights=/nowhere: no such file"):
-        inception.find("/nowhere")
+        find("/nowhere")
 
 
 class Evil:
@@ -138,10 +144,9 @@ def test_a_file_of_anything_else_is_refused_and_runs_nothing(kind: str, weights:
             path.write_bytes(weights.read_bytes()[:1_000_000])
         case "other":
             torch.save({"fc.weight": torch.zeros(2)}, path)
-    found = inception.find(str(path))
-    assert found is not None
-    with pytest.raises(ConfigError, match=rf"SHA-256 {found.sha256}\) is no state dict of torch-fidelity's"):
-        inception.InceptionNetwork(found)
+    found = find(str(path))
+    with pytest.raises(ConfigError, match=rf"SHA-256 {found.stamp['weights']}\) is no state dict of torch-fidelity's"):
+        InceptionNetwork(found, networks.contents(found))
     assert not trace.exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -53,6 +54,19 @@ def test_it_agrees_with_loops_in_any_number_of_chunks(k: int, offset: float, mon
             (found.precision, found.recall, found.density, found.coverage), expected, strict=True
         ):
             np.testing.assert_array_equal(values, wanted)
+
+
+def test_chunks_are_all_that_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, references = np.random.default_rng(5).standard_normal((2, 1500, 4))
+    whole = manifold(samples, references)
+    monkeypatch.setattr(module, "CHUNK", 64)
+    tracemalloc.start()
+    found = manifold(samples, references)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * 64 * 1500 * 8  # a matrix of 1500 by 1500 has five times that
+    for name, values in vars(whole).items():
+        np.testing.assert_array_equal(getattr(found, name), values)
 
 
 def test_precision_and_recall_agree_with_torch_fidelity() -> None:

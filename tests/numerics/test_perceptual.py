@@ -12,29 +12,30 @@ import torch
 
 from smooth.config import ConfigError
 from smooth.evaluate import perceptual
+from smooth.evaluate.networks import ALEXNET_FILE, hub_path
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub folder with random weights under the name of torchvision's, which loads what is cached unseen."""
+    """A cache of torch's with random weights under the name of torchvision's, which loads what is cached unseen."""
     from torchvision.models import alexnet
 
-    folder = tmp_path_factory.mktemp("hub")
-    place = folder / "checkpoints" / perceptual.FILE
-    place.parent.mkdir()
+    home = tmp_path_factory.mktemp("torch")
+    place = home / "hub" / "checkpoints" / ALEXNET_FILE
+    place.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(alexnet(weights=None).state_dict(), place)
-    return folder
+    return home
 
 
 def test_lpips_and_its_istd_are_the_packages(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lpips
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(hub))
+    monkeypatch.setenv("TORCH_HOME", str(hub))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it asks torchvision in its old way
         theirs = lpips.LPIPS(net="alex", verbose=False)
-    network = perceptual.PerceptualNetwork(perceptual.hub_path())
+    network = perceptual.PerceptualNetwork(hub_path(ALEXNET_FILE))
     pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), np.uint8)
     expected = []
     with torch.no_grad():
@@ -51,8 +52,8 @@ def test_lpips_and_its_istd_are_the_packages(hub: Path, monkeypatch: pytest.Monk
 
 
 def test_missing_and_foreign_weights_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ConfigError, match=rf"put it at {tmp_path}/checkpoints/{perceptual.FILE}"):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"put it at {tmp_path}/hub/checkpoints/{ALEXNET_FILE}"):
         perceptual.PerceptualNetwork()
     other = tmp_path / "other.pth"
     torch.save({"features.0.weight": torch.zeros(1)}, other)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from smooth.evaluate import inception
+from smooth.evaluate import networks
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.frechet import frechet_distance
 from smooth.evaluate.manifold import manifold
@@ -19,7 +19,10 @@ from smooth.evaluate.moments import Moments
 from smooth.evaluate.perceptual import PerceptualNetwork
 from tests.protocols import protocol
 
-PROTOCOL = protocol(prompts=("red heart", "a cat", "a hat", "a dog"), picture_prompts=("a dog",) * 20, frames=4)
+OWN = networks.efficientnet(64)
+PROTOCOL = protocol(
+    prompts=("red heart", "a cat", "a hat", "a dog"), picture_prompts=("a dog",) * 20, frames=4, networks=(OWN,)
+)
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,18 @@ class Found:
 
     distances: np.ndarray
     spreads: np.ndarray
-    features: np.ndarray
+    features: list[np.ndarray]
     perceptual: np.ndarray | None = None
 
 
 def found(seed: int) -> Found:
     rng = np.random.default_rng(seed)
-    return Found(rng.uniform(1, 2, (4, 3)), rng.uniform(3, 4, 4), rng.standard_normal((20, 8)).astype(np.float32))
+    return Found(rng.uniform(1, 2, (4, 3)), rng.uniform(3, 4, 4), [rng.standard_normal((20, 8)).astype(np.float32)])
 
 
 @pytest.fixture(scope="module")
 def metrics() -> dict[tuple[str, str], Metric]:
-    reference = np.random.default_rng(2).standard_normal((20, 8)).astype(np.float32)
+    reference = [np.random.default_rng(2).standard_normal((20, 8)).astype(np.float32)]
     return {(metric.name, metric.model): metric for metric in metrics_of(PROTOCOL, found(0), found(1), reference)}
 
 
@@ -82,7 +85,7 @@ def test_each_value_has_its_own_key_and_compares_with_the_base(metrics: dict[tup
 
 def test_precision_and_its_kin_carry_their_k_and_interval(metrics: dict[tuple[str, str], Metric]) -> None:
     reference = np.random.default_rng(2).standard_normal((20, 8)).astype(np.float32)
-    parts = manifold(found(1).features, reference)
+    parts = manifold(found(1).features[0], reference)
     for name, k in {"precision": 3, "recall": 3, "density": 5, "coverage": 5}.items():
         metric = metrics[f"{name} (EfficientNet-Lite0)", "smooth"]
         assert metric.value == pytest.approx(getattr(parts, name).mean())
@@ -106,14 +109,16 @@ def test_keys_of_mlflow_stay(metrics: dict[tuple[str, str], Metric]) -> None:
 
 
 def test_inceptions_features_follow_and_give_fid(metrics: dict[tuple[str, str], Metric]) -> None:
-    assert "give its path as evaluate.inception_weights" in metrics[inception.FID, "smooth"].text()
+    assert "give its path as evaluate.inception_weights" in metrics[networks.FID, "smooth"].text()
     rng = np.random.default_rng(5)
-    wide = [rng.standard_normal((20, 1280 + 6)).astype(np.float32) for _ in range(3)]
-    base, smooth = (replace(found(seed), features=wide[seed]) for seed in (0, 1))
-    for digest, name in ((inception.SHA256, inception.FID), ("ab" * 32, "Fréchet distance (Inception-v3 abababab)")):
-        both = metrics_of(replace(PROTOCOL, inception=digest), base, smooth, wide[2])
+    sets = [[rng.standard_normal((20, size)).astype(np.float32) for size in (8, 6)] for _ in range(3)]
+    base, smooth = (replace(found(seed), features=sets[seed]) for seed in (0, 1))
+    known = networks.INCEPTION_SHA256
+    for digest, name in ((known, networks.FID), ("ab" * 32, "Fréchet distance (Inception-v3 abababab)")):
+        at_hand = (OWN, networks.inception(digest, {}))
+        both = metrics_of(replace(PROTOCOL, networks=at_hand), base, smooth, sets[2])
         (metric,) = [metric for metric in both if (metric.name, metric.model) == (name, "smooth")]
-        expected = frechet_distance(Moments.of(wide[1][:, 1280:]), Moments.of(wide[2][:, 1280:]))
+        expected = frechet_distance(Moments.of(sets[1][1]), Moments.of(sets[2][1]))
         assert metric.value == pytest.approx(expected)
         assert metric.stamp["weights"] == digest
         assert len({metric_key(metric) for metric in both}) == len(both)
@@ -121,7 +126,7 @@ def test_inceptions_features_follow_and_give_fid(metrics: dict[tuple[str, str], 
 
 
 def test_five_pictures_leave_precision_unavailable() -> None:
-    few = replace(found(0), features=found(0).features[:5])
+    few = replace(found(0), features=[found(0).features[0][:5]])
     metrics = {metric.name: metric for metric in metrics_of(PROTOCOL, few, few, found(3).features)}
     assert metrics["precision (EfficientNet-Lite0)"].value is None
     assert "more than 5 pictures, has 5; raise evaluate.pictures" in metrics["coverage (EfficientNet-Lite0)"].text()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smooth.config import STAGES, ConfigError, RunConfig, known_keys, resolve_model
+from smooth.config import STAGES, ConfigError, RunConfig, file_identity, known_keys, resolve_model
 from smooth.overrides import preset_names
 
 # A base model that is named, not stored here: fingerprints then need no files.
@@ -182,3 +184,31 @@ def test_known_keys_are_dotted_and_by_their_public_names() -> None:
     keys = known_keys()
     assert {"train.lora.rank", "ingest.demo_web.fault_share", "register.alias"} <= set(keys)
     assert not [key for key in keys if key.startswith("register_")]
+
+
+def test_a_folder_of_any_size_is_listed_once_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an object store each question for one file is a request."""
+    fs = MemoryFileSystem()
+    for number in range(20):
+        fs.pipe(f"/reference/{number % 3}/{number}.jpg", bytes([number]))
+    asked: list[str] = []
+
+    def counted(name: str) -> None:
+        inner = getattr(MemoryFileSystem, name)
+
+        def call(self: MemoryFileSystem, *args: Any, **options: Any) -> Any:
+            asked.append(name)
+            return inner(self, *args, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, name, call)
+
+    for name in ("find", "checksum", "exists"):
+        counted(name)
+    before = file_identity("evaluate.reference", "memory://reference")
+    assert asked == ["exists", "find"]
+    assert file_identity("evaluate.reference", "memory://reference") == before
+    fs.pipe("/reference/0/0.jpg", b"another")
+    changed = file_identity("evaluate.reference", "memory://reference")
+    fs.pipe("/reference/0/20.jpg", b"one more")
+    assert len({before, changed, file_identity("evaluate.reference", "memory://reference")}) == 3
+    assert file_identity("evaluate.reference", "memory://reference/0/0.jpg") not in (before, changed)

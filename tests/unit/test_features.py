@@ -7,9 +7,10 @@ import pytest
 from skimage import data
 from skimage.transform import resize
 
-from smooth.evaluate.features import FeatureNetwork, input_size
+from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.frechet import gaussian_distance, kernel_distance
 from smooth.evaluate.moments import Moments
+from smooth.evaluate.networks import input_size
 
 SIZE = 64
 
@@ -41,7 +42,7 @@ def network() -> FeatureNetwork:
 def test_shape_dtype_and_independence_of_the_batch(network: FeatureNetwork) -> None:
     pictures = crops(3, 0)
     features = network(pictures)
-    assert features.shape == (3, FeatureNetwork.dimensions)
+    assert features.shape == (3, 1280)
     assert features.dtype == np.float32
     np.testing.assert_allclose(features[1:2], network(pictures[1:2]), atol=1e-4)
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from smooth.config import ConfigError, RunConfig
 from smooth.evaluate.protocol import Protocol
-from smooth.evaluate.real import folder_pictures
+from smooth.evaluate.real import decoded, folder_pictures
+from tests.shards import png, sample, write_ingest
 from tests.synthetic import write_latents
 
 COUNT = 7
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_random_subset_by_the_seed_comes_in_batches(folder: Path) -> None:
     def greys(count: int, seed: int) -> list[int]:
-        batches = list(folder_pictures(str(folder), count, 16, seed, batch=2))
+        batches = [decoded(batch, 16) for batch in folder_pictures(str(folder), count, seed, batch=2)]
         assert [len(batch) for batch in batches[:-1]] == [2] * (len(batches) - 1)
         assert all(batch.shape[1:] == (16, 16, 3) and batch.dtype == np.uint8 for batch in batches)
         return [round(float(picture.mean()) / 30) for batch in batches for picture in batch]
@@ -44,10 +45,10 @@ def test_a_random_subset_by_the_seed_comes_in_batches(folder: Path) -> None:
 def test_what_is_no_folder_of_pictures_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     with pytest.raises(ConfigError, match=r"evaluate\.reference=.*one holds 0 pictures"):
-        next(folder_pictures(str(tmp_path / "one"), 3, 16, 0, 2))
+        next(folder_pictures(str(tmp_path / "one"), 3, 0, 2))
     (folder / "0" / "broken.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(ConfigError, match=r"broken\.png is no picture that can be read"):
-        list(folder_pictures(str(folder), 100, 16, 0, 2))
+        [decoded(batch, 16) for batch in folder_pictures(str(folder), 100, 0, 2)]
 
 
 def test_cocos_captions_are_prompts_and_the_reference_is_stamped(folder: Path, tmp_path: Path) -> None:
@@ -75,3 +76,21 @@ def test_cocos_captions_are_prompts_and_the_reference_is_stamped(folder: Path, t
     captions.write_text("{}")
     with pytest.raises(ConfigError, match=r"evaluate\.prompts_file=.* is no COCO captions file"):
         Protocol.of(coco)
+
+
+def test_a_retried_ingest_has_other_reference_pictures_though_its_prompts_are_the_same(tmp_path: Path) -> None:
+    """They come from files, and so don't tell."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a hat\na cat\na dog\n")
+    files = [f"evaluate.{key}={prompts}" for key in ("prompts_file", "picture_prompts_file")]
+    config = RunConfig.load("tiny", [f"storage.root={tmp_path}", "evaluate.prompts=3", "evaluate.pictures=5", *files])
+    write_latents(config.stage_dir("latents"), rows=12)
+    alone = Protocol.of(config)
+    grey = {f"{number:09d}": sample(png(np.full((64, 64, 3), number, np.uint8)), "a hat") for number in range(9)}
+    write_ingest(config.stage_dir("ingest"), [dict(list(grey.items())[:8])])
+    before = Protocol.of(config)
+    write_ingest(config.stage_dir("ingest"), [grey])
+    after = Protocol.of(config)
+    assert before.picture_prompts == after.picture_prompts
+    for name in ("references", "fingerprint", "picture_stamp", "reconstruction_stamp"):
+        assert len({str(getattr(protocol, name)) for protocol in (alone, before, after)}) == 3

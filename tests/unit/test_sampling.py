@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from smooth.evaluate import istd
+from smooth.evaluate.networks import Network
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.running import Running
 from smooth.evaluate.sampling import LOOK_EVERY, Sampling
@@ -27,36 +28,51 @@ def interpolations(prompts: int, uneven: float, seed: int = 0) -> Any:
     return (128 + 60 * spread * rng.uniform(-1, 1, (prompts, FRAMES, 4, 4, 3))).clip(0, 255).astype(np.uint8)
 
 
-def of(prompts: int) -> Protocol:
+def of(prompts: int, networks: str = "a") -> Protocol:
     return protocol(
         prompts=tuple(f"prompt {number}" for number in range(prompts)),
         picture_prompts=("a", "b", "c"),
         frames=FRAMES,
         strips=2,
         seed=0,
+        networks=tuple(Network("efficientnet", name, {}, name, {}) for name in networks),
     )
 
 
-class Painters:
-    """A pool that gives the blocks of known pictures, last first."""
+class Actor:
+    """Gives the blocks of known pictures; a network's feature is the pictures' mean and its own number."""
 
     def __init__(self, frames: dict[Model, Any]) -> None:
         self._frames = {model: pictures.reshape(-1, 4, 4, 3) for model, pictures in frames.items()}
         self.painted: list[tuple[Model, Block]] = []
+        self.judged: list[tuple[Model, Block, tuple[int, ...]]] = []
 
-    def map_unordered(self, _call: Any, values: list[Any]) -> Iterator[Any]:
-        for model, block in reversed(values):
+    @property
+    def result(self) -> Any:
+        return self
+
+    def remote(self, model: Model, block: Block, networks: tuple[int, ...], kept: Any) -> Any:
+        part = slice(block.start, block.stop)
+        pictures = self._frames[model][part] if block.kind == "frames" else np.full((3, 4, 4, 3), 7, np.uint8)[part]
+        if kept is None:
             self.painted.append((model, block))
-            part = slice(block.start, block.stop)
-            yield (
-                model,
-                block,
-                self._frames[model][part] if block.kind == "frames" else np.ones((len(range(3)[part]), 2)),
-            )
+        else:
+            np.testing.assert_array_equal(kept, pictures)
+        self.judged += [(model, block, networks)] if networks else []
+        features = [np.full((len(pictures), 2), number, np.float32) for number in networks]
+        return model, block, pictures if kept is None else None, features
 
 
-def sampling(root: Path, prompts: int) -> Sampling:
-    return Sampling(of(prompts), {"base": str(root / "base"), "smooth": str(root / "smooth")}, SIZE)
+class Painters(Actor):
+    """A pool of one actor that takes the last first."""
+
+    def map_unordered(self, call: Any, values: list[Any]) -> Iterator[Any]:
+        for value in reversed(values):
+            yield call(self, value)
+
+
+def sampling(root: Path, prompts: int, networks: str = "a") -> Sampling:
+    return Sampling(of(prompts, networks), {"base": str(root / "base"), "smooth": str(root / "smooth")}, SIZE)
 
 
 def test_blocks_that_cut_across_interpolations_give_what_all_pictures_give(tmp_path: Path) -> None:
@@ -69,7 +85,7 @@ def test_blocks_that_cut_across_interpolations_give_what_all_pictures_give(tmp_p
         found = sampled.measurement(model, 7)
         assert np.array_equal(found.distances, istd.neighbour_distances(pictures))
         assert np.array_equal(found.strips, pictures[:2])
-        assert found.features.shape == (3, 2)
+        assert [features.shape for features in found.features] == [(3, 2)]
 
 
 def test_what_is_there_is_not_painted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +99,24 @@ def test_what_is_there_is_not_painted_again(tmp_path: Path, capsys: pytest.Captu
     last = json.loads(capsys.readouterr().out.splitlines()[-1].partition(" ")[2])
     assert last["done"] == last["total"] == 2 * (7 * FRAMES + 3)
     assert last["facts"].keys() == {"ISTD base", "ISTD smooth"}
+
+
+def test_another_network_judges_the_pictures_that_were_kept(tmp_path: Path) -> None:
+    painters = Painters({"base": interpolations(7, 0.5), "smooth": interpolations(7, 0.5)})
+    sampling(tmp_path, 7).run(lambda: painters, None)
+    painters.painted.clear()
+    painters.judged.clear()
+    again = sampling(tmp_path, 7, "ab")
+    again.run(lambda: painters, None)
+    block = Block("pictures", 0, 3)
+    assert (painters.painted, again.sampled) == ([], 0)
+    assert painters.judged == [("smooth", block, (1,)), ("base", block, (1,))]
+    one, other = again.measurement("base", 7).features
+    assert (one == 0).all()
+    assert (other == 1).all()
+    painters.judged.clear()
+    sampling(tmp_path, 7, "b").run(lambda: painters, None)
+    assert painters.judged == []
 
 
 def test_stops_at_the_first_look_where_both_intervals_are_tight_enough(tmp_path: Path) -> None:
