@@ -159,7 +159,7 @@ def null_text_inversion(
     guidance: float,
     inner_steps: int = 10,
     tolerance: float = 1e-5,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 0.1,
     each_step: Callable[[], None] | None = None,
 ) -> NullText:
     """Fit each step's unconditional embedding, so that the guided walk meets the inverted one.
@@ -177,7 +177,8 @@ def null_text_inversion(
         guidance: scale that the embeddings are made for.
         inner_steps: of the optimizer, for each step of the walk.
         tolerance: mean squared distance that is near enough at the first step.
-        learning_rate: of the first step.
+        learning_rate: of Adam at the first inner step of the first step; it falls to a tenth over the inner steps. The
+            authors' code has 0.01 throughout, which ten steps of the built-in base are too few for: 3 dB of PSNR less.
         each_step: called after each step of the walk; what it raises ends the work.
 
     Raises:
@@ -244,6 +245,7 @@ def _fit(step: _Step, start: Tensor, rate: float, enough: float, inner_steps: in
         if inner == inner_steps or bool((least <= enough).all()):
             break
         (moving.grad,) = torch.autograd.grad(loss.sum(), [moving])  # a loss has its own embedding alone
+        optimizer.param_groups[0]["lr"] = rate * (1 - 0.9 * inner / max(1, inner_steps - 1))
         optimizer.step()
     told += [least] * (inner_steps + 1 - len(told))
     return best, torch.stack(told)
