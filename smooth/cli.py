@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smooth.edit import cli as edit_commands
+from smooth.edit import cli_edit
 from smooth.export.cli import export
 from smooth.pretrain.cli import pretrain
 
@@ -35,6 +36,7 @@ app.add_typer(latents_app, name="latents")
 app.command("pretrain")(pretrain)
 app.command("export")(export)
 edit_commands.register(app)
+cli_edit.register(app)
 
 PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
 OverrideOption = Annotated[

@@ -49,7 +49,9 @@ class Walk:
         self._unet = pipeline.unet
         self._schedule = NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
         self._last = float(scheduler.final_alpha_cumprod)  # of the end of the walk, the clean latent
-        self._stride = scheduler.config.num_train_timesteps // steps
+        self.training_steps: int = scheduler.config.num_train_timesteps
+        """T of the schedule"""
+        self._stride = self.training_steps // steps
         self.timesteps: list[int] = scheduler.timesteps.tolist()
         """from noise to picture"""
 
