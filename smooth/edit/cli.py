@@ -54,7 +54,7 @@ def generate(
 
     For example:
 
-        smooth generate "red heart" --seed 7 --steps 10 --out heart.png
+        smooth generate "red heart" --seed 7 --steps 5 --out heart.png
     """
     from smooth.cli import reported
 
@@ -115,9 +115,9 @@ def interpolate(
 
     For example:
 
-        smooth interpolate "red heart" --seed 1 --seed 2 --frames 5 --steps 10 --out strip.png
+        smooth interpolate "red heart" --seed 1 --seed 2 --frames 5 --steps 5
 
-        smooth interpolate "red heart" "grinning face" --seed 7 --frames 5 --steps 10 --out film.gif
+        smooth interpolate "red heart" "red apple" --frames 5 --steps 5 --out a.gif
     """
     from smooth.cli import reported
 
@@ -239,7 +239,7 @@ def invert(
 
     For example:
 
-        smooth generate "red heart" --seed 7 --steps 10 --out heart.png
+        smooth generate "red heart" --seed 7 --steps 5 --out heart.png
 
         smooth invert heart.png "red heart" --steps 5 --out back.png
     """
@@ -281,7 +281,7 @@ def show_params(picture: Annotated[str, typer.Argument(help="A PNG that smooth m
 
     For example:
 
-        smooth generate "red heart" --seed 7 --steps 10 --out heart.png
+        smooth generate "red heart" --seed 7 --steps 5 --out heart.png
 
         smooth show-params heart.png
     """

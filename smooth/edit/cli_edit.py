@@ -59,9 +59,9 @@ def edit(
 
     For example:
 
-        smooth generate "red heart" --seed 7 --steps 10 --out heart.png
+        smooth generate "red heart" --seed 7 --steps 5 --out heart.png
 
-        smooth edit heart.png "red heart" "blue heart" --steps 5 --ratio 0.5 --ratio 1 --out edit.png
+        smooth edit heart.png "red heart" "blue heart" --steps 5 --out edit.png
     """
     from smooth.cli import reported
 
@@ -129,9 +129,9 @@ def drag(
 
     For example:
 
-        smooth generate "red heart" --seed 7 --steps 10 --out heart.png
+        smooth generate "red heart" --seed 7 --steps 5 --out heart.png
 
-        smooth drag heart.png "red heart" --move 32,44:32,54 --steps 10 --iterations 5 --out dragged.png
+        smooth drag heart.png "red heart" --move 32,44:32,54 --iterations 5
     """
     from smooth.cli import reported
 

@@ -51,7 +51,7 @@ def pixels(path: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", commands())
 def test_the_examples_of_the_help_work_when_pasted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")  # an example that is wrapped at this width can't be pasted
+    monkeypatch.setenv("COLUMNS", "80")  # an example that is wrapped at this width can't be pasted
     lines = [line.strip() for line in run(name, "--help").splitlines()]
     examples = [shlex.split(line) for line in lines if line.startswith("smooth ")]
     assert any(example[1] == name for example in examples)
