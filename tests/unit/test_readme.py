@@ -1,23 +1,55 @@
-"""The README's training loop runs as it is printed."""
+"""The README's examples run as they are printed: loops, pictures, exports."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional
+from typer.testing import CliRunner
 
+from smooth.cli import app
+from smooth.config import resolve_model
+from smooth.models import WEIGHTS_NAME
+from tests.evaluated import write_adapter
 from tests.numerics.networks import Draws, adapted, unet
 
-README = Path(__file__).parents[2] / "README.md"
+README = (Path(__file__).parents[2] / "README.md").read_text()
+OF_PICTURES = ("generate", "interpolate", "invert", "edit", "drag", "show-params")
+
+
+def block(containing: str) -> str:
+    """The one Python example that has these words."""
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if containing in code)
+    return code
+
+
+def commands(*names: str) -> list[list[str]]:
+    """Words of the README's `smooth` commands of these names, in order, without their comments."""
+    lines = [shlex.split(line.strip(), comments=True) for line in README.splitlines() if line.startswith("    smooth ")]
+    return [words for words in lines if words[1] in names]
+
+
+def run(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, f"{shlex.join(words)}: {result.stderr}"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A LoRA, in a folder of its own, with the work in another."""
+    write_adapter("builtin:tiny", str(tmp_path / "adapter"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return str(tmp_path / "adapter")
 
 
 def test_the_loop_of_ones_own_trains() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    (code,) = (block for block in blocks if "StepwiseVariation(" in block)
     network = adapted(unet((16, 32), layers=1))
     draws = Draws.make(2, size=8)
     places: dict[str, Any] = {
@@ -27,8 +59,40 @@ def test_the_loop_of_ones_own_trains() -> None:
         "scheduler": DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         "loader": [(draws.clean, draws.text)] * 2,
     }
-    exec(code, places)
+    exec(block("StepwiseVariation("), places)
     assert places["variation"].count == 3  # the start, and two batches
     gradients = [parameter.grad for parameter in network.parameters() if parameter.requires_grad]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_commands_that_make_pictures(adapter: str) -> None:
+    found = commands(*OF_PICTURES)
+    assert {words[1] for words in found} == set(OF_PICTURES)
+    for words in found:
+        run(words)
+    asked = {words[words.index("--out") + 1] for words in found if "--out" in words}
+    assert asked <= {path.name for path in Path().iterdir()}
+
+
+def test_exports(adapter: str) -> None:
+    """ONNX takes a minute of the base; tests/unit/test_export.py writes and draws with a small one."""
+    found = [words for words in commands("export") if "onnx" not in words]
+    assert len(found) == 3
+    for words in found:
+        run([adapter if word == "LORA" else word for word in words])
+    assert Path("smooth-lora", WEIGHTS_NAME).is_file()
+    assert Path("smooth.safetensors").is_file()
+    assert Path("smooth-08", "model_index.json").is_file()
+
+
+def test_a_lora_in_plain_diffusers(adapter: str) -> None:
+    places: dict[str, Any] = {"base": resolve_model("builtin:tiny"), "lora": adapter}
+    exec(block("pipe.load_lora_weights(").replace("num_inference_steps=20", "num_inference_steps=2"), places)
+    assert places["picture"].size == (64, 64)
+
+
+def test_an_interpolation_in_ones_own_program(adapter: str) -> None:
+    places: dict[str, Any] = {}
+    exec(block("smooth.edit.interpolate").replace("steps=10", "steps=2"), places)
+    assert places["pictures"].shape == (5, 64, 64, 3)
