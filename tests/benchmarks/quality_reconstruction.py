@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from tqdm import tqdm
+from rich.progress import track
 
 from smooth.config import RunConfig
 from smooth.data.openmoji import Drawing, Style, drawings, render
@@ -58,7 +58,7 @@ def picture(drawing: Drawing) -> npt.NDArray[np.uint8]:
 
 def paint(pipeline: Any, real: Captioned, given: argparse.Namespace) -> Painted:
     """Every picture by each way; null-text inversion at ``--guidance``, DDIM inversion at that and at 1."""
-    parts = list(tqdm(painted(pipeline, real, given), total=-(-len(real.captions) // given.batch)))
+    parts = list(track(painted(pipeline, real, given), "inverting", -(-len(real.captions) // given.batch)))
     return {way: np.concatenate([part[way] for part in parts]) for way in parts[0]}
 
 
@@ -128,15 +128,15 @@ def main() -> None:
     real = held_out(given.pictures, set(captions_of(RunConfig.load("tiny").stage_dir("latents"))))
     pipeline = load_pipeline("builtin:tiny")
     switch = trained.attach(pipeline, given.lora)
-    found: list[Painted] = []
-    for on in (False, True):
-        switch(on)
-        found.append(paint(pipeline, real, given))
-    text, results = table(real.pictures, *found)
+    switch(False)
+    base = paint(pipeline, real, given)
+    switch(True)
+    smooth = paint(pipeline, real, given)
+    text, results = table(real.pictures, base, smooth)
     print(text)
     report("quality-reconstruction", results)
     if given.picture is not None:
-        draw(given.picture, real.pictures, *found)
+        draw(given.picture, real.pictures, base, smooth)
 
 
 if __name__ == "__main__":
