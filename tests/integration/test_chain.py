@@ -113,8 +113,8 @@ def test_a_sweep_concludes_from_what_did_not_fail(cluster: ScratchCluster, confi
     (folder,) = (root / "sweep").iterdir()
     manifest = store.read_manifest(str(folder))
     assert "stage train failed: train.lora.targets" in manifest["failed"]["train.lora.targets=[nothing]"]
-    assert list(manifest["arms"]) == ["λ = 0, control", "λ = 10"]
-    assert manifest["arms"]["λ = 10"] == [config.fingerprint("train")]
+    assert list(manifest["arms"]) == ["λ = 0, control", "λ = 100"]
+    assert manifest["arms"]["λ = 100"] == [config.fingerprint("train")]
     assert (folder / "pareto.png").read_bytes().startswith(PNG)
     client = MlflowClient(cluster.state["mlflow_uri"])
     names = {item.path for item in client.list_artifacts(manifest["run_id"], "sweep")}

@@ -56,6 +56,7 @@ class Runner:
                 "train.learning_rate=1e-3",
                 "train.caption_dropout=0.3",
                 "train.variation.weight=1",
+                "train.variation.target_knots=1",
                 "train.istd_every=null",
                 "evaluate.frames=3",
                 "evaluate.steps=2",

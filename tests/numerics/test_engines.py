@@ -127,7 +127,8 @@ def test_a_checkpoint_goes_on_to_the_same_bits_on_the_same_ranks(two_ranks: Resu
 def test_what_two_ranks_began_one_ends_alike(two_ranks: Results, one_rank: Results, plan: Plan) -> None:
     resumed, whole = one_rank[f"{plan.name}-from-itself"], two_ranks[plan.name]
     assert _distance(resumed, whole) <= 1e-5
-    assert resumed.state == pytest.approx(whole.state, rel=1e-5)
+    assert resumed.state["targets"] == pytest.approx(whole.state["targets"], rel=1e-5)
+    assert resumed.state["count"] == whole.state["count"]
 
 
 def test_what_one_rank_began_two_end_alike(one_rank: Results, grown: Results) -> None:

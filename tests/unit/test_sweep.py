@@ -48,9 +48,9 @@ def test_the_grid_is_every_combination_on_every_seed_and_the_control() -> None:
 
 
 def test_what_trains_the_same_is_trained_once() -> None:
-    """The preset has λ = 10 and rank 8."""
-    found = planned(weights=(0.0, 10.0), ranks=(8,), also=("train.variation.weight=10", "train.lora.rank=8"))
-    assert [arm.name for arm in found] == [CONTROL, "λ = 10, rank = 8"]
+    """The preset has λ = 100 and rank 8."""
+    found = planned(weights=(0.0, 100.0), ranks=(8,), also=("train.variation.weight=100", "train.lora.rank=8"))
+    assert [arm.name for arm in found] == [CONTROL, "λ = 100, rank = 8"]
 
 
 @pytest.mark.parametrize(
