@@ -1,0 +1,94 @@
+"""The tab that edits a real picture by another prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from smooth.edit import edit as editing
+from smooth.edit.generate import image_size
+from smooth.edit.invert import invert
+from smooth.studio import parts, told
+from smooth.studio.desk import Desk, name_of, picture_of, served
+from smooth.studio.models import levels
+
+SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SWITCH, SDEDIT = "switch the prompt", "SDEdit (baseline)"
+EXPLAINED = (
+    "Upload a picture, say what it shows and what it should show instead. The amount decides how much may change: each "
+    "one that you tick gives a picture."
+)
+
+
+def build(desk: Desk, chosen: list[Any]) -> None:
+    """Add the tab."""
+    with gr.Tab("Edit", id="edit"):
+        gr.Markdown(EXPLAINED)
+        with gr.Row():
+            with gr.Column():
+                file, seen = parts.upload("Your picture", "edit")
+                source = gr.Textbox("red heart", label="What it shows", elem_id="edit-source")
+                target = gr.Textbox("blue heart", label="What it should show", elem_id="edit-target")
+                amounts = gr.CheckboxGroup(
+                    [(f"{share:g}", share) for share in SHARES],
+                    value=[0.6, 0.8],
+                    label="Amount",
+                    elem_id="edit-amounts",
+                )
+                method = gr.Radio([SWITCH, SDEDIT], value=SWITCH, label="Method")
+                settings = parts.sampling("edit", null_text=True)
+                pressed = parts.buttons("Edit")
+            with gr.Column(scale=2):
+                result = parts.gallery("edit")
+    parts.show_uploads(file, seen)
+
+    def work(
+        model: str,
+        strength: float,
+        compare: bool,
+        upload: str | None,
+        source: str,
+        target: str,
+        amounts: list[float],
+        method: str,
+        steps: float,
+        guidance: float,
+        null_text: float,
+        request: gr.Request,
+        bar: gr.Progress = parts.BAR,
+    ) -> Any:
+        with desk.job(request, bar) as job:
+            picture_of(upload, parts.PREVIEW)
+            edited, shares = desk.models.open(model), sorted(amounts)
+            if not shares:
+                raise ValueError("no amount is ticked; tick one or more")
+            values = {"steps": int(steps), "guidance": guidance}
+            rows = []
+            with edited.lock:
+                for label, level in levels(edited, strength, compare).items():
+                    pipeline = edited.at(level)
+                    given = picture_of(upload, image_size(pipeline))[None]
+                    progress = job.telling(f"editing, {label}")
+                    if method == SDEDIT:
+                        made = editing.sdedit(pipeline, given, [target], strengths=shares, progress=progress, **values)
+                    else:
+                        found = invert(
+                            pipeline, given, [source], null_text_steps=int(null_text), cache=desk.cache(edited, level),
+                            progress=job.telling(f"inverting, {label}"), **values,
+                        )  # fmt: skip
+                        made = editing.edit(pipeline, found, [target], ratios=shares, progress=progress)
+                    rows.append((label, level, made))
+            shown = []
+            for index, share in enumerate(shares):
+                for label, level, made in rows:
+                    named = {"ratio": [share]} if method == SWITCH else {"ratio": [], "sdedit": [share]}
+                    data = told.png(
+                        "edit", edited, made[index, 0], picture=name_of(str(upload)), source=source, target=target,
+                        null_text_steps=int(null_text), model=model, base=desk.models.base, strength=level,
+                        **named, **values,
+                    )  # fmt: skip
+                    shown.append((served(data, f"{label}-{share:g}.png"), f"{label}, amount {share:g}"))
+            return gr.Gallery(value=shown, columns=max(2, len(rows)))
+
+    parts.wire(desk, pressed, work, [*chosen, file, source, target, amounts, method, *settings], [result])
