@@ -63,7 +63,7 @@ def build(desk: Desk, chosen: list[Any]) -> None:
             edited, shares = desk.models.open(model), sorted(amounts)
             if not shares:
                 raise ValueError("no amount is ticked; tick one or more")
-            values = {"steps": int(steps), "guidance": guidance}
+            values = {"steps": int(steps), "guidance": float(guidance)}
             rows = []
             with edited.lock:
                 for label, level in levels(edited, strength, compare).items():

@@ -51,7 +51,7 @@ def build(desk: Desk, chosen: list[Any]) -> None:
             with edited.lock:
                 for label, level in levels(edited, strength, compare).items():
                     painted[label] = level, painting.generate(
-                        edited.at(level), [prompt] * len(seeds), seeds, steps=int(steps), guidance=guidance,
+                        edited.at(level), [prompt] * len(seeds), seeds, steps=int(steps), guidance=float(guidance),
                         negative=negative, progress=job.telling(f"painting, {label}"),
                     )  # fmt: skip
             shown = []
@@ -59,7 +59,7 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                 for label, (level, pictures) in painted.items():
                     data = told.png(
                         "generate", edited, pictures[index], prompts=[prompt], seed=[number], negative=negative,
-                        model=model, base=desk.models.base, strength=level, steps=int(steps), guidance=guidance,
+                        model=model, base=desk.models.base, strength=level, steps=int(steps), guidance=float(guidance),
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-{number}.png"), f"{label}, seed {number}"))
             return shown

@@ -82,7 +82,7 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         with desk.job(request, bar) as job:
             edited = desk.models.open(model)
             seeds = whole("Seed, from", start), whole("Seed, to", end)
-            sampled = {"steps": int(steps), "guidance": guidance}
+            sampled = {"steps": int(steps), "guidance": float(guidance)}
             uploaded = [each for each in (first_picture, last_picture) if each]
             if len(uploaded) == 1:
                 raise ValueError("one picture of two; upload the other one, too, or take it away")

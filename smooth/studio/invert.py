@@ -61,7 +61,7 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         with desk.job(request, bar) as job:
             picture_of(upload, parts.PREVIEW)
             edited = desk.models.open(model)
-            values = {"steps": int(steps), "guidance": guidance, "null_text_steps": int(null_text)}
+            values = {"steps": int(steps), "guidance": float(guidance), "null_text_steps": int(null_text)}
             shown: list[tuple[str, str]] = []
             ratios, errors = [], []
             with edited.lock:

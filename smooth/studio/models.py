@@ -62,7 +62,7 @@ class Models:
         registered = [
             (f"{uri.removeprefix(REGISTERED).replace('/', ' version ')}{_told(aliases)}", uri) for uri, aliases in found
         ]
-        return given + registered, f"{len(registered)} versions in the registry." if registered else ""
+        return given + registered, f"Registered versions: {len(registered)}" if registered else ""
 
 
 def label_of(name: str) -> str:
@@ -74,7 +74,7 @@ def levels(edited: EditModel, strength: float, compare: bool) -> dict[str, float
     """Strengths to work with, by their labels; a whole pipeline has but one."""
     if not edited.has_base:
         return {"base": 1.0}
-    return ({"base": 0.0} if compare else {}) | {"smooth": strength}
+    return ({"base": 0.0} if compare else {}) | {"smooth": float(strength)}
 
 
 def _told(aliases: Sequence[str]) -> str:

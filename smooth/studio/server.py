@@ -7,7 +7,14 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from smooth.studio.models import Models
+
+GRACE_SECONDS = 2  # for pages that are open at the end
 HOME_NAMES = ("localhost", "127.0.0.1", "::1")
 # Nothing of this process calls home, and a registry that is away is given up soon.
 ENVIRONMENT = {
@@ -86,11 +93,24 @@ def serve(names: Sequence[str], base: str, host: str, port: int, auth: tuple[str
     from smooth.studio.models import Models
 
     os.environ.update(ENVIRONMENT | {"GRADIO_TEMP_DIR": str(Path(scratch, "files"))})
-    listening = listen(host, port)
-    models = Models(names, base)
-    models.open(names[0])
+    with listen(host, port) as listening:
+        models = Models(names, base)
+        models.open(names[0])
+        import uvicorn
+
+        config = uvicorn.Config(
+            _application(models, host, auth, scratch),
+            log_level="warning",
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        name = f"[{host}]" if ":" in host else host
+        print(f"Smooth studio: http://{name}:{listening.getsockname()[1]}/ (Ctrl+C ends it)", flush=True)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _application(models: Models, host: str, auth: tuple[str, str] | None, scratch: str) -> FastAPI:
     import gradio as gr
-    import uvicorn
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -106,7 +126,4 @@ def serve(names: Sequence[str], base: str, host: str, port: int, auth: tuple[str
         theme=page.theme(), css=page.CSS, footer_links=[], run_history=False, enable_monitoring=False, pwa=False,
         ssr_mode=False, mcp_server=False,
     )  # fmt: skip
-    name = f"[{host}]" if ":" in host else host
-    print(f"Smooth studio: http://{name}:{listening.getsockname()[1]}/ (Ctrl+C ends it)", flush=True)
-    config = uvicorn.Config(app, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[listening])
+    return app

@@ -64,7 +64,7 @@ def address(adapter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             cwd=home, stdout=log, stderr=log, env=environment | {"SMOOTH_HOME": str(home), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
-        until = time.monotonic() + PATIENCE / 1000
+        until = time.monotonic() + 3 * PATIENCE / 1000
         while not (found := re.search(r"http://\S+", (home / "log").read_text())):
             assert server.poll() is None, (home / "log").read_text()
             assert time.monotonic() < until, (home / "log").read_text()
