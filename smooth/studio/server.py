@@ -67,13 +67,9 @@ def listen(host: str, port: int) -> socket.socket:
         ValueError: the address can't be had.
     """
     try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ValueError(f"can't listen on {host}:{port}: {error.strerror or error}; give another --port") from error
-    return found
 
 
 def serve(names: Sequence[str], base: str, host: str, port: int, auth: tuple[str, str] | None, scratch: str) -> None:

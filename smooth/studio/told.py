@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from smooth.edit.model import EditModel
 
 
-def png(command: str, edited: EditModel, picture: Picture, **values: Any) -> bytes:
+def png(command: str, edited: EditModel, picture: Picture, /, **values: Any) -> bytes:
     """The PNG that ``smooth COMMAND`` writes when its parameters have these values, and its defaults else.
 
     Args:
