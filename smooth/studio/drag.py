@@ -101,8 +101,8 @@ def build(desk: Desk, chosen: list[Any]) -> None:
             return shown, "; ".join(lines)
 
     for happens in (file.upload, file.clear, clear.click):
-        happens(reset, file, [points, file, seen], **parts.AT_ONCE)
-    seen.select(click, [file, points], [points, seen], **parts.AT_ONCE)
+        happens(reset, file, [points, file, seen], **parts.SAID)
+    seen.select(click, [file, points], [points, seen], **parts.SAID)
     parts.wire(desk, pressed, work, [*chosen, file, points, prompt, iterations, *settings], [result, said])
 
 

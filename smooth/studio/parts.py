@@ -14,6 +14,7 @@ ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"]
 PREVIEW = 512  # pixels
 QUEUE = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+SAID = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}  # warnings come by the queue
 BAR = gr.Progress()
 
 
@@ -62,7 +63,7 @@ def previewed(path: str | None) -> tuple[Any, Any]:
 def show_uploads(file: Any, shown: Any) -> None:
     """Show what was uploaded."""
     for happens in (file.upload, file.clear):
-        happens(previewed, file, [file, shown], **AT_ONCE)
+        happens(previewed, file, [file, shown], **SAID)
 
 
 def sampling(name: str, null_text: bool = False, guided: bool = True) -> list[Any]:
