@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from smooth.edit import edit as editing
 from smooth.edit.generate import image_size
@@ -77,7 +78,13 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                             pipeline, given, [source], null_text_steps=int(null_text), cache=desk.cache(edited, level),
                             progress=job.telling(f"inverting, {label}"), **values,
                         )  # fmt: skip
-                        made = editing.edit(pipeline, found, [target], ratios=shares, progress=progress)
+                        # One by one: in a batch a picture would differ by rounding from what its own command gives.
+                        made = np.concatenate(
+                            [
+                                editing.edit(pipeline, found, [target], ratios=[share], progress=progress)
+                                for share in shares
+                            ]
+                        )
                     rows.append((label, level, made))
             shown = []
             for index, share in enumerate(shares):
