@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -25,30 +26,43 @@ HANDLE, TARGET = "#dc2626", "#2563eb"
 RADIUS = 9  # pixels of the preview
 
 
-def build(desk: Desk, chosen: list[Any]) -> None:
-    """Add the tab."""
-    with gr.Tab("Drag", id="drag"):
-        gr.Markdown(EXPLAINED)
-        with gr.Row():
-            with gr.Column():
-                file = parts.field("Your picture", "drag")
-                seen = gr.Image(
-                    label="Click: what to move, then where to", interactive=False, buttons=[], visible=False,
-                    format="png", elem_id="drag-seen",
-                )  # fmt: skip
-                clear = gr.Button("Clear the points", size="sm")
-                prompt = gr.Textbox("red heart", label="What it shows", elem_id="drag-prompt")
-                iterations = gr.Slider(
-                    1, 200, 40, step=1, label="Iterations", info="How long to pull", elem_id="drag-iterations"
-                )
-                settings = parts.sampling("drag", guided=False)
-                pressed = parts.buttons("Drag")
-            with gr.Column(scale=2):
-                result = parts.gallery("drag")
-                said = gr.Markdown("", elem_id="drag-said")
-        points = gr.State([], time_to_live=3600)
+@dataclass(frozen=True)
+class Drag:
+    """The tab."""
 
-    def click(upload: str | None, points: list[Point], event: gr.SelectData) -> tuple[list[Point], Any]:
+    desk: Desk
+
+    def build(self, chosen: list[Any]) -> None:
+        """Add the tab."""
+        with gr.Tab("Drag", id="drag"):
+            gr.Markdown(EXPLAINED)
+            with gr.Row():
+                with gr.Column():
+                    file = parts.field("Your picture", "drag")
+                    seen = gr.Image(
+                        label="Click: what to move, then where to", interactive=False, buttons=[], visible=False,
+                        format="png", elem_id="drag-seen",
+                    )  # fmt: skip
+                    clear = gr.Button("Clear the points", size="sm")
+                    prompt = gr.Textbox("red heart", label="What it shows", elem_id="drag-prompt")
+                    iterations = gr.Slider(
+                        1, 200, 40, step=1, label="Iterations", info="How long to pull", elem_id="drag-iterations"
+                    )
+                    settings = parts.sampling("drag", guided=False)
+                    pressed = parts.buttons("Drag")
+                with gr.Column(scale=2):
+                    result = parts.gallery("drag")
+                    said = gr.Markdown("", elem_id="drag-said")
+            points = gr.State([], time_to_live=3600)
+        for happens in (file.upload, file.clear, clear.click):
+            happens(self.reset, file, [points, file, seen], **parts.SAID)
+        seen.select(self.click, [file, points], [points, seen], **parts.SAID)
+        parts.wire(
+            self.desk, pressed, self.work, [*chosen, file, points, prompt, iterations, *settings], [result, said]
+        )
+
+    def click(self, upload: str | None, points: list[Point], event: gr.SelectData) -> tuple[list[Point], Any]:
+        """Take a point; gives all of them, and the picture with them."""
         if len(points) == 2 * MOST_PAIRS:
             gr.Warning(f"There are {MOST_PAIRS} pairs of points already.")
             return points, gr.skip()
@@ -56,10 +70,12 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         found = [*points, (float(x), float(y))]
         return found, _marked(picture_of(upload, parts.PREVIEW), found)
 
-    def reset(upload: str | None) -> tuple[list[Point], Any, Any]:
+    def reset(self, upload: str | None) -> tuple[list[Point], Any, Any]:
+        """Forget the points; gives none, and the updates of field and preview."""
         return [], *parts.previewed(upload)
 
     def work(
+        self,
         model: str,
         strength: float,
         compare: bool,
@@ -71,11 +87,12 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         request: gr.Request,
         bar: gr.Progress = parts.BAR,
     ) -> tuple[list[tuple[str, str]], str]:
-        with desk.job(request, bar) as job:
+        """Drag; gives the gallery, and what became of the points."""
+        with self.desk.job(request, bar) as job:
             picture_of(upload, parts.PREVIEW)
             if not points or len(points) % 2:
                 raise ValueError("a point has no partner; click into the picture: what to move, then where to")
-            edited = desk.models.open(model)
+            edited = self.desk.models.open(model)
             shown, lines = [], []
             with edited.lock:
                 for label, level in levels(edited, strength, compare).items():
@@ -92,18 +109,13 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                     moves = [f"{a:g},{b:g}:{c:g},{d:g}" for (a, b), (c, d) in zip(handles, targets, strict=True)]
                     data = told.png(
                         "drag", edited, dragged.picture, picture=name_of(str(upload)), prompt=prompt, move=moves,
-                        iterations=int(iterations), steps=int(steps), model=model, base=desk.models.base,
+                        iterations=int(iterations), steps=int(steps), model=model, base=self.desk.models.base,
                         strength=level, found=facts,
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-dragged.png"), label))
                     way = "arrived" if dragged.arrived else "not all arrived"
                     lines.append(f"{label}: {way} after {len(dragged.losses)} iterations")
             return shown, "; ".join(lines)
-
-    for happens in (file.upload, file.clear, clear.click):
-        happens(reset, file, [points, file, seen], **parts.SAID)
-    seen.select(click, [file, points], [points, seen], **parts.SAID)
-    parts.wire(desk, pressed, work, [*chosen, file, points, prompt, iterations, *settings], [result, said])
 
 
 def _scaled(point: Point, size: int) -> Point:

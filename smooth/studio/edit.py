@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -22,29 +23,37 @@ EXPLAINED = (
 )
 
 
-def build(desk: Desk, chosen: list[Any]) -> None:
-    """Add the tab."""
-    with gr.Tab("Edit", id="edit"):
-        gr.Markdown(EXPLAINED)
-        with gr.Row():
-            with gr.Column():
-                file, seen = parts.upload("Your picture", "edit")
-                source = gr.Textbox("red heart", label="What it shows", elem_id="edit-source")
-                target = gr.Textbox("blue heart", label="What it should show", elem_id="edit-target")
-                amounts = gr.CheckboxGroup(
-                    [(f"{share:g}", share) for share in SHARES],
-                    value=[0.6, 0.8],
-                    label="Amount",
-                    elem_id="edit-amounts",
-                )
-                method = gr.Radio([SWITCH, SDEDIT], value=SWITCH, label="Method")
-                settings = parts.sampling("edit", null_text=True)
-                pressed = parts.buttons("Edit")
-            with gr.Column(scale=2):
-                result = parts.gallery("edit")
-    parts.show_uploads(file, seen)
+@dataclass(frozen=True)
+class Edit:
+    """The tab."""
+
+    desk: Desk
+
+    def build(self, chosen: list[Any]) -> None:
+        """Add the tab."""
+        with gr.Tab("Edit", id="edit"):
+            gr.Markdown(EXPLAINED)
+            with gr.Row():
+                with gr.Column():
+                    file, seen = parts.upload("Your picture", "edit")
+                    source = gr.Textbox("red heart", label="What it shows", elem_id="edit-source")
+                    target = gr.Textbox("blue heart", label="What it should show", elem_id="edit-target")
+                    amounts = gr.CheckboxGroup(
+                        [(f"{share:g}", share) for share in SHARES],
+                        value=[0.6, 0.8],
+                        label="Amount",
+                        elem_id="edit-amounts",
+                    )
+                    method = gr.Radio([SWITCH, SDEDIT], value=SWITCH, label="Method")
+                    settings = parts.sampling("edit", null_text=True)
+                    pressed = parts.buttons("Edit")
+                with gr.Column(scale=2):
+                    result = parts.gallery("edit")
+        parts.show_uploads(file, seen)
+        parts.wire(self.desk, pressed, self.work, [*chosen, file, source, target, amounts, method, *settings], [result])
 
     def work(
+        self,
         model: str,
         strength: float,
         compare: bool,
@@ -59,12 +68,13 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         request: gr.Request,
         bar: gr.Progress = parts.BAR,
     ) -> Any:
-        with desk.job(request, bar) as job:
+        """Edit; gives the gallery."""
+        with self.desk.job(request, bar) as job:
             picture_of(upload, parts.PREVIEW)
-            edited, shares = desk.models.open(model), sorted(amounts)
+            edited, shares = self.desk.models.open(model), sorted(amounts)
             if not shares:
                 raise ValueError("no amount is ticked; tick one or more")
-            values = {"steps": int(steps), "guidance": float(guidance)}
+            values: dict[str, Any] = {"steps": int(steps), "guidance": float(guidance)}
             rows = []
             with edited.lock:
                 for label, level in levels(edited, strength, compare).items():
@@ -75,8 +85,8 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                         made = editing.sdedit(pipeline, given, [target], strengths=shares, progress=progress, **values)
                     else:
                         found = invert(
-                            pipeline, given, [source], null_text_steps=int(null_text), cache=desk.cache(edited, level),
-                            progress=job.telling(f"inverting, {label}"), **values,
+                            pipeline, given, [source], null_text_steps=int(null_text),
+                            cache=self.desk.cache(edited, level), progress=job.telling(f"inverting, {label}"), **values,
                         )  # fmt: skip
                         # One by one: in a batch a picture would differ by rounding from what its own command gives.
                         made = np.concatenate(
@@ -92,10 +102,8 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                     named = {"ratio": [share]} if method == SWITCH else {"ratio": [], "sdedit": [share]}
                     data = told.png(
                         "edit", edited, made[index, 0], picture=name_of(str(upload)), source=source, target=target,
-                        null_text_steps=int(null_text), model=model, base=desk.models.base, strength=level,
+                        null_text_steps=int(null_text), model=model, base=self.desk.models.base, strength=level,
                         **named, **values,
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-{share:g}.png"), f"{label}, amount {share:g}"))
             return gr.Gallery(value=shown, columns=max(2, len(rows)))
-
-    parts.wire(desk, pressed, work, [*chosen, file, source, target, amounts, method, *settings], [result])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -15,22 +16,30 @@ from smooth.studio.models import levels
 MOST_PICTURES = 4
 
 
-def build(desk: Desk, chosen: list[Any]) -> None:
-    """Add the tab."""
-    with gr.Tab("Generate", id="generate"):
-        gr.Markdown("Describe a picture. The same prompt and seed always give the same picture.")
-        with gr.Row():
-            with gr.Column():
-                prompt = gr.Textbox("red heart", label="Prompt", elem_id="generate-prompt")
-                seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="generate-seed")
-                count = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="generate-count")
-                negative = gr.Textbox("", label="Not this", placeholder="what to lead away from (optional)")
-                settings = parts.sampling("generate")
-                pressed = parts.buttons("Generate")
-            with gr.Column(scale=2):
-                result = parts.gallery("generate")
+@dataclass(frozen=True)
+class Generate:
+    """The tab."""
+
+    desk: Desk
+
+    def build(self, chosen: list[Any]) -> None:
+        """Add the tab."""
+        with gr.Tab("Generate", id="generate"):
+            gr.Markdown("Describe a picture. The same prompt and seed always give the same picture.")
+            with gr.Row():
+                with gr.Column():
+                    prompt = gr.Textbox("red heart", label="Prompt", elem_id="generate-prompt")
+                    seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="generate-seed")
+                    count = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="generate-count")
+                    negative = gr.Textbox("", label="Not this", placeholder="what to lead away from (optional)")
+                    settings = parts.sampling("generate")
+                    pressed = parts.buttons("Generate")
+                with gr.Column(scale=2):
+                    result = parts.gallery("generate")
+        parts.wire(self.desk, pressed, self.work, [*chosen, prompt, seed, count, negative, *settings], [result])
 
     def work(
+        self,
         model: str,
         strength: float,
         compare: bool,
@@ -43,8 +52,9 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         request: gr.Request,
         bar: gr.Progress = parts.BAR,
     ) -> list[tuple[str, str]]:
-        with desk.job(request, bar) as job:
-            edited = desk.models.open(model)
+        """Paint; gives the gallery's files with their captions."""
+        with self.desk.job(request, bar) as job:
+            edited = self.desk.models.open(model)
             first = whole("Seed", seed)
             seeds = [min(first + index, LARGEST_SEED) for index in range(whole("Pictures", count))][:MOST_PICTURES]
             painted = {}
@@ -59,9 +69,8 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                 for label, (level, pictures) in painted.items():
                     data = told.png(
                         "generate", edited, pictures[index], prompts=[prompt], seed=[number], negative=negative,
-                        model=model, base=desk.models.base, strength=level, steps=int(steps), guidance=float(guidance),
+                        model=model, base=self.desk.models.base, strength=level, steps=int(steps),
+                        guidance=float(guidance),
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-{number}.png"), f"{label}, seed {number}"))
             return shown
-
-    parts.wire(desk, pressed, work, [*chosen, prompt, seed, count, negative, *settings], [result])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -26,42 +27,54 @@ EXPLAINED = (
 )
 
 
-def build(desk: Desk, chosen: list[Any]) -> None:
-    """Add the tab."""
-    with gr.Tab("Interpolate", id="interpolate"):
-        gr.Markdown(EXPLAINED)
-        with gr.Row():
-            with gr.Column():
-                first = gr.Textbox("red heart", label="From", elem_id="interpolate-from")
-                last = gr.Textbox("grinning face", label="To", elem_id="interpolate-to")
-                with gr.Row():
-                    start = gr.Number(1, label="Seed, from", precision=0, minimum=0, min_width=100)
-                    end = gr.Number(2, label="Seed, to", precision=0, minimum=0, min_width=100)
-                count = gr.Slider(3, MOST_FRAMES, 11, step=1, label="Frames", elem_id="interpolate-frames")
-                equal = gr.Checkbox(False, label="Equal steps", info="Re-time the frames; up to five times as long")
-                with gr.Accordion("Between two pictures of yours", open=False), gr.Row():
-                    uploads = [parts.upload(label, f"interpolate-{label.lower()}") for label in ("First", "Last")]
-                settings = parts.sampling("interpolate", null_text=True)
-                pressed = parts.buttons("Interpolate")
-            with gr.Column(scale=2):
-                said = gr.Markdown("Press *Interpolate*, then move the slider.", elem_id="interpolate-said")
-                slider = gr.Slider(1, 11, 1, step=1, label="Frame", interactive=False, elem_id="interpolate-slider")
-                frames = [_frame(label) for label in COLORS]
-                curve = gr.LinePlot(
-                    x="step", y="distance", color="model", color_map=COLORS, y_lim=[0, None], height=220,
-                    label="Distance between neighbours: flat is smooth", x_title="step", y_title="distance",
-                    buttons=[], elem_id="interpolate-curve",
-                )  # fmt: skip
-                strips = parts.gallery("interpolate", columns=1, label="All frames")
-                with gr.Row():
-                    films = [
-                        gr.DownloadButton(f"Film as {kind}", size="sm", interactive=False) for kind in ("GIF", "MP4")
-                    ]
-        kept = gr.State(None, time_to_live=3600)
-    for each in uploads:
-        parts.show_uploads(*each)
+@dataclass(frozen=True)
+class Interpolate:
+    """The tab."""
+
+    desk: Desk
+
+    def build(self, chosen: list[Any]) -> None:
+        """Add the tab."""
+        with gr.Tab("Interpolate", id="interpolate"):
+            gr.Markdown(EXPLAINED)
+            with gr.Row():
+                with gr.Column():
+                    first = gr.Textbox("red heart", label="From", elem_id="interpolate-from")
+                    last = gr.Textbox("grinning face", label="To", elem_id="interpolate-to")
+                    with gr.Row():
+                        start = gr.Number(1, label="Seed, from", precision=0, minimum=0, min_width=100)
+                        end = gr.Number(2, label="Seed, to", precision=0, minimum=0, min_width=100)
+                    count = gr.Slider(3, MOST_FRAMES, 11, step=1, label="Frames", elem_id="interpolate-frames")
+                    equal = gr.Checkbox(False, label="Equal steps", info="Re-time the frames; up to five times as long")
+                    with gr.Accordion("Between two pictures of yours", open=False), gr.Row():
+                        uploads = [parts.upload(label, f"interpolate-{label.lower()}") for label in ("First", "Last")]
+                    settings = parts.sampling("interpolate", null_text=True)
+                    pressed = parts.buttons("Interpolate")
+                with gr.Column(scale=2):
+                    said = gr.Markdown("Press *Interpolate*, then move the slider.", elem_id="interpolate-said")
+                    slider = gr.Slider(1, 11, 1, step=1, label="Frame", interactive=False, elem_id="interpolate-slider")
+                    frames = [_frame(label) for label in COLORS]
+                    curve = gr.LinePlot(
+                        x="step", y="distance", color="model", color_map=COLORS, y_lim=[0, None], height=220,
+                        label="Distance between neighbours: flat is smooth", x_title="step", y_title="distance",
+                        buttons=[], elem_id="interpolate-curve",
+                    )  # fmt: skip
+                    strips = parts.gallery("interpolate", columns=1, label="All frames")
+                    with gr.Row():
+                        films = [
+                            gr.DownloadButton(f"Film as {kind}", size="sm", interactive=False)
+                            for kind in ("GIF", "MP4")
+                        ]
+            kept = gr.State(None, time_to_live=3600)
+        for each in uploads:
+            parts.show_uploads(*each)
+        outputs = [said, slider, *frames, curve, strips, *films, kept]
+        asked = [first, last, start, end, count, equal, *(file for file, _ in uploads), *settings]
+        parts.wire(self.desk, pressed, self.work, [*chosen, *asked], outputs)
+        slider.change(_at, [slider, kept], frames, trigger_mode="always_last", **parts.AT_ONCE)
 
     def work(
+        self,
         model: str,
         strength: float,
         compare: bool,
@@ -79,29 +92,32 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         request: gr.Request,
         bar: gr.Progress = parts.BAR,
     ) -> list[Any]:
-        with desk.job(request, bar) as job:
-            edited = desk.models.open(model)
+        """Paint the frames; gives the updates of all that shows them."""
+        with self.desk.job(request, bar) as job:
+            edited = self.desk.models.open(model)
             seeds = whole("Seed, from", start), whole("Seed, to", end)
-            sampled = {"steps": int(steps), "guidance": float(guidance)}
+            sampled: dict[str, Any] = {"steps": int(steps), "guidance": float(guidance)}
             uploaded = [each for each in (first_picture, last_picture) if each]
             if len(uploaded) == 1:
                 raise ValueError("one picture of two; upload the other one, too, or take it away")
-            found = {}
+            found, number = {}, min(int(count), MOST_FRAMES)
             strengths = levels(edited, strength, compare)
             with edited.lock:
                 for label, level in strengths.items():
                     way: Way
                     if uploaded:
-                        way = _real(desk, edited, level, uploaded, (first, last), job, int(null_text), sampled, label)
+                        way = _real(
+                            self.desk, edited, level, uploaded, (first, last), job, int(null_text), sampled, label
+                        )
                     else:
-                        way = between.generated(edited.at(level), (first, last), seeds, **sampled)  # type: ignore[arg-type]
+                        way = between.generated(edited.at(level), (first, last), seeds, **sampled)
                     found[label] = between.frames(
-                        way, min(int(count), MOST_FRAMES), equal_steps=equal, progress=job.telling(f"painting, {label}")
+                        way, number, equal_steps=equal, progress=job.telling(f"painting, {label}")
                     )
             values = {
-                "prompts": [first, last], "seed": list(seeds), "frames": int(count), "equal_steps": equal,
+                "prompts": [first, last], "seed": list(seeds), "frames": number, "equal_steps": equal,
                 "picture": [name_of(each) for each in uploaded] or None, "null_text_steps": int(null_text),
-                "model": model, "base": desk.models.base, **sampled,
+                "model": model, "base": self.desk.models.base, **sampled,
             }  # fmt: skip
             strips = []
             for label, made in found.items():
@@ -111,11 +127,6 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                 )
                 strips.append((served(data, f"{label}-strip.png"), f"{label}, all frames"))
             return _shown(found, strips)
-
-    outputs = [said, slider, *frames, curve, strips, *films, kept]
-    asked = [first, last, start, end, count, equal, *(file for file, _ in uploads), *settings]
-    parts.wire(desk, pressed, work, [*chosen, *asked], outputs)
-    slider.change(_at, [slider, kept], frames, trigger_mode="always_last", **parts.AT_ONCE)
 
 
 def _frame(label: str) -> Any:
@@ -149,8 +160,7 @@ def _real(
 def _shown(found: dict[str, Frames], strips: list[tuple[str, str]]) -> list[Any]:
     """Updates of all that shows the result."""
     paths = {
-        label: [served(media.png(frame, {}, ["smooth"]), "frame.png") for frame in made.pictures]
-        for label, made in found.items()
+        label: [served(told.plain(frame), "frame.png") for frame in made.pictures] for label, made in found.items()
     }
     rows = [
         {"step": index + 1, "distance": float(distance), "model": label}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -24,29 +25,37 @@ EXPLAINED = (
 )
 
 
-def build(desk: Desk, chosen: list[Any]) -> None:
-    """Add the tab."""
-    with gr.Tab("Invert", id="invert"):
-        gr.Markdown(EXPLAINED)
-        with gr.Row():
-            with gr.Column():
-                file, seen = parts.upload("Your picture", "invert")
-                prompt = gr.Textbox("red heart", label="What it shows", elem_id="invert-prompt")
-                settings = parts.sampling("invert", null_text=True)
-                pressed = parts.buttons("Invert")
-            with gr.Column(scale=2):
-                result = parts.gallery("invert")
-                table = gr.Dataframe(
-                    headers=["picture", "PSNR (dB), more is better"], interactive=False, label="How near it comes back",
-                    elem_id="invert-table", buttons=[],
-                )  # fmt: skip
-                curve = gr.LinePlot(
-                    x="step", y="error", color="model", color_map=COLORS, y_lim=[0, None], height=220,
-                    label="Error in latents on the way back", x_title="step", y_title="error", buttons=[],
-                )  # fmt: skip
-    parts.show_uploads(file, seen)
+@dataclass(frozen=True)
+class Invert:
+    """The tab."""
+
+    desk: Desk
+
+    def build(self, chosen: list[Any]) -> None:
+        """Add the tab."""
+        with gr.Tab("Invert", id="invert"):
+            gr.Markdown(EXPLAINED)
+            with gr.Row():
+                with gr.Column():
+                    file, seen = parts.upload("Your picture", "invert")
+                    prompt = gr.Textbox("red heart", label="What it shows", elem_id="invert-prompt")
+                    settings = parts.sampling("invert", null_text=True)
+                    pressed = parts.buttons("Invert")
+                with gr.Column(scale=2):
+                    result = parts.gallery("invert")
+                    table = gr.Dataframe(
+                        headers=["picture", "PSNR (dB), more is better"], interactive=False,
+                        label="How near it comes back", elem_id="invert-table", buttons=[],
+                    )  # fmt: skip
+                    curve = gr.LinePlot(
+                        x="step", y="error", color="model", color_map=COLORS, y_lim=[0, None], height=220,
+                        label="Error in latents on the way back", x_title="step", y_title="error", buttons=[],
+                    )  # fmt: skip
+        parts.show_uploads(file, seen)
+        parts.wire(self.desk, pressed, self.work, [*chosen, file, prompt, *settings], [result, table, curve])
 
     def work(
+        self,
         model: str,
         strength: float,
         compare: bool,
@@ -58,10 +67,15 @@ def build(desk: Desk, chosen: list[Any]) -> None:
         request: gr.Request,
         bar: gr.Progress = parts.BAR,
     ) -> list[Any]:
-        with desk.job(request, bar) as job:
+        """Invert and paint again; gives gallery, table and curve."""
+        with self.desk.job(request, bar) as job:
             picture_of(upload, parts.PREVIEW)
-            edited = desk.models.open(model)
-            values = {"steps": int(steps), "guidance": float(guidance), "null_text_steps": int(null_text)}
+            edited = self.desk.models.open(model)
+            values: dict[str, Any] = {
+                "steps": int(steps),
+                "guidance": float(guidance),
+                "null_text_steps": int(null_text),
+            }
             shown: list[tuple[str, str]] = []
             ratios, errors = [], []
             with edited.lock:
@@ -69,7 +83,7 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                     pipeline = edited.at(level)
                     given = picture_of(upload, image_size(pipeline))[None]
                     found = inverting.invert(
-                        pipeline, given, [prompt], cache=desk.cache(edited, level),
+                        pipeline, given, [prompt], cache=self.desk.cache(edited, level),
                         progress=job.telling(f"inverting, {label}"), **values,
                     )  # fmt: skip
                     back = inverting.reconstruct(pipeline, found, progress=job.telling(f"painting, {label}"))
@@ -79,7 +93,7 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                         ratios = [["VAE alone", _psnr(given, bound)]]
                     data = told.png(
                         "invert", edited, back[0], picture=name_of(str(upload)), prompt=prompt, model=model,
-                        base=desk.models.base, strength=level, **values,
+                        base=self.desk.models.base, strength=level, **values,
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-back.png"), f"{label}: came back"))
                     ratios.append([f"{label}: came back", _psnr(given, back)])
@@ -87,11 +101,9 @@ def build(desk: Desk, chosen: list[Any]) -> None:
                     errors += [{"step": at + 1, "error": each, "model": label} for at, each in enumerate(told_errors)]
             return [shown, ratios, pd.DataFrame(errors)]
 
-    parts.wire(desk, pressed, work, [*chosen, file, prompt, *settings], [result, table, curve])
-
 
 def _plain(picture: media.Picture, caption: str) -> tuple[str, str]:
-    return served(media.png(picture, {}, ["smooth"]), "picture.png"), caption
+    return served(told.plain(picture), "picture.png"), caption
 
 
 def _psnr(given: np.ndarray[Any, Any], painted: np.ndarray[Any, Any]) -> float:

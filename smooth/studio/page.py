@@ -7,8 +7,13 @@ from typing import Any
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-from smooth.studio import drag, edit, generate, interpolate, invert, parts
+from smooth.studio import parts
 from smooth.studio.desk import Desk
+from smooth.studio.drag import Drag
+from smooth.studio.edit import Edit
+from smooth.studio.generate import Generate
+from smooth.studio.interpolate import Interpolate
+from smooth.studio.invert import Invert
 from smooth.studio.models import label_of
 
 EXPLAINED = """# Smooth studio
@@ -42,8 +47,8 @@ def build(desk: Desk) -> Any:
             )
         chosen = [model, strength, compare]
         with gr.Tabs():
-            for tab in (generate, interpolate, invert, edit, drag):
-                tab.build(desk, chosen)
+            for tab in (Generate, Interpolate, Invert, Edit, Drag):
+                tab(desk).build(chosen)
 
         def refresh() -> Any:
             choices, note = desk.models.listed()

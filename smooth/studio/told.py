@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 if TYPE_CHECKING:
     from smooth.edit.media import Picture
@@ -30,3 +33,10 @@ def png(command: str, edited: EditModel, picture: Picture, /, **values: Any) -> 
     defaults = {str(each.name): each.get_default(context) for each in context.command.params}
     known = {"smooth": __version__, "command": command, "identity": edited.identity, **defaults, **values}
     return media.png(picture, known, command_of(context, defaults | values))
+
+
+def plain(picture: Picture) -> bytes:
+    """The PNG of a picture that no command gives alone."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()

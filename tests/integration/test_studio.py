@@ -61,7 +61,7 @@ def address(adapter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "smooth", "studio", "--port", "0", "--model", adapter],
-            cwd=home, stdout=log, stderr=log, env=environment | {"SMOOTH_HOME": str(home), "OMP_NUM_THREADS": "1"},
+            cwd=home, stdout=log, stderr=log, env=environment | {"SMOOTH_HOME": str(home)},
         )  # fmt: skip
     try:
         until = time.monotonic() + 3 * PATIENCE / 1000
@@ -168,6 +168,11 @@ def pixels(data: bytes) -> np.ndarray:
         return np.asarray(opened.convert("RGB"))
 
 
+def same(found: bytes, expected: np.ndarray) -> bool:
+    """Whether they are the same but for a rounding: the two processes may have other numbers of threads."""
+    return int(np.abs(pixels(found).astype(int) - expected).max()) <= 1
+
+
 def look(page: Any, name: str) -> None:
     """Nothing is wider than a phone; and a picture for the README, when it is asked for."""
     page.set_viewport_size(PHONE)
@@ -196,7 +201,8 @@ def test_generate_shows_base_and_smooth_as_the_command_line_paints_them(
         assert (parameters["prompts"], parameters["seed"], parameters["strength"]) == (["grinning face"], [3], strength)
         result = CliRunner().invoke(app, words[1:])
         assert result.exit_code == 0, result.stderr
-        assert Path("picture.png").read_bytes() == data
+        assert same(data, pixels(Path("picture.png").read_bytes()))
+        assert media.read_parameters("picture.png") == (parameters, words)
 
 
 def test_interpolate_has_a_slider_over_frames_and_the_curve_beneath(page: Any) -> None:
@@ -237,7 +243,8 @@ def test_invert_takes_an_upload_and_paints_it_again(page: Any, heart: str) -> No
     given, bound, *back = (pixels(each) for each in shown(page, "invert", 4))
     assert np.array_equal(given, media.read_picture(heart, 64))
     distances = [np.square(given / 255.0 - each / 255.0).mean() for each in (bound, *back)]
-    assert distances[0] == min(distances)
+    assert distances[0] < 1.1 * min(distances)  # nearly a bound
+    assert max(distances) < 0.1
     assert "came back" in page.locator("#invert-table").inner_text()
     look(page, "invert")
 
@@ -257,7 +264,7 @@ def test_edit_changes_an_upload(page: Any, heart: str, tmp_path: Path, monkeypat
     out = tmp_path / "again.png"
     result = CliRunner().invoke(app, [f"--out={out}" if word.startswith("--out=") else word for word in words[1:]])
     assert result.exit_code == 0, result.stderr
-    assert np.array_equal(pixels(out.read_bytes()), pixels(found[-1]))
+    assert same(found[-1], pixels(out.read_bytes()))
 
 
 def test_drag_takes_two_clicks(page: Any, heart: str) -> None:
@@ -326,7 +333,7 @@ def test_two_people_at_once_each_get_their_own(visit: Callable[[], Any], model: 
     for prompt, page in pages.items():
         for data, strength in zip(shown(page, "generate", 2), (0.0, 1.0), strict=True):
             own = generate.generate(model.at(strength), [prompt], [asked[prompt]], steps=STEPS, guidance=3.0)
-            assert np.array_equal(pixels(data), own[0])
+            assert same(data, own[0])
 
 
 def test_work_that_is_called_off_ends(page: Any) -> None:
