@@ -37,7 +37,7 @@ class Drag:
         with gr.Tab("Drag", id="drag"):
             gr.Markdown(EXPLAINED)
             with gr.Row():
-                with gr.Column():
+                with gr.Column(min_width=260):
                     file = parts.field("Your picture", "drag")
                     seen = gr.Image(
                         label="Click: what to move, then where to", interactive=False, buttons=[], visible=False,
@@ -46,7 +46,7 @@ class Drag:
                     clear = gr.Button("Clear the points", size="sm")
                     prompt = gr.Textbox("red heart", label="What it shows", elem_id="drag-prompt")
                     iterations = gr.Slider(
-                        1, 200, 40, step=1, label="Iterations", info="How long to pull", elem_id="drag-iterations"
+                        1, 200, 80, step=1, label="Iterations", info="How long to pull", elem_id="drag-iterations"
                     )
                     settings = parts.sampling("drag", guided=False)
                     pressed = parts.buttons("Drag")

@@ -34,7 +34,7 @@ class Edit:
         with gr.Tab("Edit", id="edit"):
             gr.Markdown(EXPLAINED)
             with gr.Row():
-                with gr.Column():
+                with gr.Column(min_width=260):
                     file, seen = parts.upload("Your picture", "edit")
                     source = gr.Textbox("red heart", label="What it shows", elem_id="edit-source")
                     target = gr.Textbox("blue heart", label="What it should show", elem_id="edit-target")
@@ -105,5 +105,5 @@ class Edit:
                         null_text_steps=int(null_text), model=model, base=self.desk.models.base, strength=level,
                         **named, **values,
                     )  # fmt: skip
-                    shown.append((served(data, f"{label}-{share:g}.png"), f"{label}, amount {share:g}"))
+                    shown.append((served(data, f"{label}-{share:g}.png"), f"{label}, {share:g}"))
             return gr.Gallery(value=shown, columns=max(2, len(rows)))

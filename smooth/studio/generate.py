@@ -27,7 +27,7 @@ class Generate:
         with gr.Tab("Generate", id="generate"):
             gr.Markdown("Describe a picture. The same prompt and seed always give the same picture.")
             with gr.Row():
-                with gr.Column():
+                with gr.Column(min_width=260):
                     prompt = gr.Textbox("red heart", label="Prompt", elem_id="generate-prompt")
                     seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="generate-seed")
                     count = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="generate-count")

@@ -21,6 +21,7 @@ from smooth.studio.models import levels
 
 MOST_FRAMES = 33
 COLORS = {"base": "#94a3b8", "smooth": "#0d9488"}
+TOLD_COLORS = "grey: base, green: smooth"
 EXPLAINED = (
     "Go from one picture to another and look at every step between. A smooth model changes by the same amount at each "
     "step: its curve is flat. To go between two pictures of yours, upload both and say what each shows."
@@ -38,7 +39,7 @@ class Interpolate:
         with gr.Tab("Interpolate", id="interpolate"):
             gr.Markdown(EXPLAINED)
             with gr.Row():
-                with gr.Column():
+                with gr.Column(min_width=260):
                     first = gr.Textbox("red heart", label="From", elem_id="interpolate-from")
                     last = gr.Textbox("grinning face", label="To", elem_id="interpolate-to")
                     with gr.Row():
@@ -55,11 +56,12 @@ class Interpolate:
                     slider = gr.Slider(1, 11, 1, step=1, label="Frame", interactive=False, elem_id="interpolate-slider")
                     frames = [_frame(label) for label in COLORS]
                     curve = gr.LinePlot(
-                        x="step", y="distance", color="model", color_map=COLORS, y_lim=[0, None], height=220,
-                        label="Distance between neighbours: flat is smooth", x_title="step", y_title="distance",
-                        buttons=[], elem_id="interpolate-curve",
+                        x="step", y="distance", color="model", color_map=COLORS, y_lim=[0, None], height=280,
+                        label=f"Distance between neighbours, flat is smooth ({TOLD_COLORS})", x_title="step",
+                        y_title="distance", buttons=[], colors_in_legend=[], color_title=" ", elem_id="interpolate-curve",
                     )  # fmt: skip
-                    strips = parts.gallery("interpolate", columns=1, label="All frames")
+                    gr.Markdown("All frames, base above smooth:")
+                    strips = [_strip(label) for label in COLORS]
                     with gr.Row():
                         films = [
                             gr.DownloadButton(f"Film as {kind}", size="sm", interactive=False)
@@ -68,7 +70,7 @@ class Interpolate:
             kept = gr.State(None, time_to_live=3600)
         for each in uploads:
             parts.show_uploads(*each)
-        outputs = [said, slider, *frames, curve, strips, *films, kept]
+        outputs = [said, slider, *frames, curve, *strips, *films, kept]
         asked = [first, last, start, end, count, equal, *(file for file, _ in uploads), *settings]
         parts.wire(self.desk, pressed, self.work, [*chosen, *asked], outputs)
         slider.change(_at, [slider, kept], frames, trigger_mode="always_last", **parts.AT_ONCE)
@@ -119,20 +121,27 @@ class Interpolate:
                 "picture": [name_of(each) for each in uploaded] or None, "null_text_steps": int(null_text),
                 "model": model, "base": self.desk.models.base, **sampled,
             }  # fmt: skip
-            strips = []
+            strips: dict[str, str | None] = dict.fromkeys(COLORS)
             for label, made in found.items():
                 facts = {"smooth": {"ratios": made.ratios.tolist(), "distances": made.distances.tolist()}}
                 data = told.png(
                     "interpolate", edited, media.strip(made.pictures), strength=strengths[label], found=facts, **values
                 )
-                strips.append((served(data, f"{label}-strip.png"), f"{label}, all frames"))
+                strips[label] = served(data, f"{label}-strip.png")
             return _shown(found, strips)
 
 
 def _frame(label: str) -> Any:
     return gr.Image(
-        label=label, interactive=False, buttons=[], height=230, format="png", elem_classes="frame",
+        label=label, interactive=False, buttons=[], height=210, format="png", elem_classes="frame",
         elem_id=f"interpolate-{label}",
+    )  # fmt: skip
+
+
+def _strip(label: str) -> Any:
+    return gr.Image(
+        label=f"{label}, all frames", show_label=False, interactive=False, buttons=["download"], format="png",
+        height=64, elem_classes="strip", elem_id=f"interpolate-{label}-strip",
     )  # fmt: skip
 
 
@@ -157,7 +166,7 @@ def _real(
     return between.real(pipeline, inverted)
 
 
-def _shown(found: dict[str, Frames], strips: list[tuple[str, str]]) -> list[Any]:
+def _shown(found: dict[str, Frames], strips: dict[str, str | None]) -> list[Any]:
     """Updates of all that shows the result."""
     paths = {
         label: [served(told.plain(frame), "frame.png") for frame in made.pictures] for label, made in found.items()
@@ -176,7 +185,7 @@ def _shown(found: dict[str, Frames], strips: list[tuple[str, str]]) -> list[Any]
         gr.Slider(minimum=1, maximum=count, value=1, interactive=True),
         *_at(1, paths),
         pd.DataFrame(rows),
-        strips,
+        *strips.values(),
         *(gr.DownloadButton(value=path, interactive=True) for path in (gif, mp4)),
         paths,
     ]

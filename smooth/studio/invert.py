@@ -16,7 +16,7 @@ from smooth.evaluate.reconstruction import PSNR, measure
 from smooth.models.pipeline import decode_latents
 from smooth.studio import parts, told
 from smooth.studio.desk import Desk, name_of, picture_of, served
-from smooth.studio.interpolate import COLORS
+from smooth.studio.interpolate import COLORS, TOLD_COLORS
 from smooth.studio.models import levels
 
 EXPLAINED = (
@@ -36,7 +36,7 @@ class Invert:
         with gr.Tab("Invert", id="invert"):
             gr.Markdown(EXPLAINED)
             with gr.Row():
-                with gr.Column():
+                with gr.Column(min_width=260):
                     file, seen = parts.upload("Your picture", "invert")
                     prompt = gr.Textbox("red heart", label="What it shows", elem_id="invert-prompt")
                     settings = parts.sampling("invert", null_text=True)
@@ -48,8 +48,9 @@ class Invert:
                         label="How near it comes back", elem_id="invert-table", buttons=[],
                     )  # fmt: skip
                     curve = gr.LinePlot(
-                        x="step", y="error", color="model", color_map=COLORS, y_lim=[0, None], height=220,
-                        label="Error in latents on the way back", x_title="step", y_title="error", buttons=[],
+                        x="step", y="error", color="model", color_map=COLORS, y_lim=[0, None], height=280,
+                        label=f"Error in latents on the way back ({TOLD_COLORS})", x_title="step", y_title="error",
+                        buttons=[], colors_in_legend=[], color_title=" ",
                     )  # fmt: skip
         parts.show_uploads(file, seen)
         parts.wire(self.desk, pressed, self.work, [*chosen, file, prompt, *settings], [result, table, curve])

@@ -23,7 +23,7 @@ A smooth model changes its picture by small, steady steps when its noise does. *
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto; }
 .pictures .grid-wrap { max-height: none; }
-.pictures .thumbnail-lg img, .frame img { width: 100%; height: 100%; object-fit: contain; }
+.pictures .thumbnail-lg img, .frame img, .strip img { width: 100%; height: 100%; object-fit: contain; }
 """
 MOST_WAITING = 32
 
@@ -31,7 +31,7 @@ MOST_WAITING = 32
 def build(desk: Desk) -> Any:
     """The page as gradio's Blocks, for :mod:`smooth.studio.server`."""
     names = desk.models.names
-    with gr.Blocks(title="Smooth studio", analytics_enabled=False, delete_cache=(600, 86400)) as page:
+    with gr.Blocks(title="Smooth studio", analytics_enabled=False, fill_width=True, delete_cache=(600, 86400)) as page:
         gr.Markdown(EXPLAINED)
         with gr.Row(equal_height=True):
             model = gr.Dropdown(

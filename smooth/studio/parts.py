@@ -93,10 +93,10 @@ def buttons(label: str) -> tuple[Any, Any]:
     return run, cancel
 
 
-def gallery(name: str, columns: int = 2, label: str | None = None) -> Any:
+def gallery(name: str) -> Any:
     """Pictures with a caption each; a click shows one large, with its download."""
     return gr.Gallery(
-        label=label or "Result", show_label=label is not None, columns=columns, object_fit="contain", height="auto",
+        label="Result", show_label=False, columns=2, object_fit="contain", height="auto",
         interactive=False, format="png", buttons=["download", "fullscreen"], elem_id=f"{name}-result",
         elem_classes="pictures",
     )  # fmt: skip
