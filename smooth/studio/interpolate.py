@@ -58,7 +58,8 @@ class Interpolate:
                     curve = gr.LinePlot(
                         x="step", y="distance", color="model", color_map=COLORS, y_lim=[0, None], height=280,
                         label=f"Distance between neighbours, flat is smooth ({TOLD_COLORS})", x_title="step",
-                        y_title="distance", buttons=[], colors_in_legend=[], color_title=" ", elem_id="interpolate-curve",
+                        y_title="distance", buttons=[], colors_in_legend=[], color_title=" ",
+                        elem_id="interpolate-curve",
                     )  # fmt: skip
                     gr.Markdown("All frames, base above smooth:")
                     strips = [_strip(label) for label in COLORS]
