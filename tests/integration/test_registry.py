@@ -132,6 +132,7 @@ def test_fetches_what_was_trained_and_its_base(
 ) -> None:
     config, manifest = registered
     server = tracking.tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)  # first: MLflow's own setting below changes the variable, too
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/elsewhere.db")  # what MLflow would ask by itself
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     base, revision, folder = registry.fetch(manifest["uri"], str(tmp_path))
