@@ -99,7 +99,7 @@ class Edit:
             shown = []
             for index, share in enumerate(shares):
                 for label, level, made in rows:
-                    named = {"ratio": [share]} if method == SWITCH else {"ratio": [], "sdedit": [share]}
+                    named = {"ratio": [share]} | ({} if method == SWITCH else {"sdedit": [share]})
                     data = told.png(
                         "edit", edited, made[index, 0], picture=name_of(str(upload)), source=source, target=target,
                         null_text_steps=int(null_text), model=model, base=self.desk.models.base, strength=level,

@@ -241,6 +241,25 @@ def test_interpolate_has_a_slider_over_frames_and_the_curve_beneath(page: Any) -
     look(page, "interpolate")
 
 
+def test_interpolate_goes_between_two_uploads(page: Any, heart: str) -> None:
+    go(page, "Interpolate")
+    fill(page, "interpolate-frames", 3)
+    page.get_by_role("button", name="Between two pictures of yours").click()
+    upload(page, "interpolate-first", heart)
+    page.locator("#interpolate-first-seen img").wait_for()
+    press(page, "Interpolate")
+    page.get_by_text("one picture of two; upload the other one").wait_for()
+    upload(page, "interpolate-last", heart)
+    page.locator("#interpolate-last-seen img").wait_for()
+    press(page, "Interpolate")
+    strip = page.locator("#interpolate-smooth-strip img")
+    strip.wait_for()
+    data = page.request.get(strip.get_attribute("src")).body()
+    assert media.read_parameters(data)[0]["picture"] == ["my heart.png"] * 2
+    first, own = pixels(data)[:, :64], media.read_picture(heart, 64)
+    assert np.square(first / 255.0 - own / 255.0).mean() < 0.1
+
+
 def test_invert_takes_an_upload_and_paints_it_again(page: Any, heart: str) -> None:
     go(page, "Invert")
     fill(page, "invert-null-text", NULL_TEXT_STEPS)
@@ -271,6 +290,13 @@ def test_edit_changes_an_upload(page: Any, heart: str, home: Path, monkeypatch: 
     result = CliRunner().invoke(app, words[1:])
     assert result.exit_code == 0, result.stderr
     assert same(found[-1], pixels(Path("edit.png").read_bytes()))
+    page.get_by_label("SDEdit (baseline)").check()
+    before = page.locator("#edit-result img").first.get_attribute("src")
+    press(page, "Edit")
+    page.wait_for_function("before => document.querySelector('#edit-result img').src !== before", arg=before)
+    noised = shown(page, "edit", 4)
+    assert media.read_parameters(noised[-1])[0]["sdedit"] == [0.8]
+    assert not same(noised[-1], pixels(found[-1]))
 
 
 def test_drag_takes_two_clicks(page: Any, heart: str) -> None:
