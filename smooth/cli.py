@@ -14,6 +14,7 @@ from smooth.edit import cli as edit_commands
 from smooth.edit import cli_edit
 from smooth.export.cli import export
 from smooth.pretrain.cli import pretrain
+from smooth.studio.cli import studio
 
 if TYPE_CHECKING:
     from smooth.config import RunConfig
@@ -35,6 +36,7 @@ latents_app = typer.Typer(help="Check and mend cached latents.", no_args_is_help
 app.add_typer(latents_app, name="latents")
 app.command("pretrain")(pretrain)
 app.command("export")(export)
+app.command("studio")(studio)
 edit_commands.register(app)
 cli_edit.register(app)
 
@@ -56,7 +58,7 @@ def reported() -> Iterator[None]:
     except typer.Exit:
         raise
     except Exception as error:  # noqa: BLE001 - the program's outermost boundary; nothing is hidden
-        if _is_ours(error):
+        if is_ours(error):
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(USER_ERROR) from None
         traceback.print_exception(error)
@@ -64,7 +66,7 @@ def reported() -> Iterator[None]:
         raise typer.Exit(FAILURE) from None
 
 
-def _is_ours(error: Exception) -> bool:
+def is_ours(error: Exception) -> bool:
     """Whether ``error`` is a ValueError raised by a line of this package."""
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False

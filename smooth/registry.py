@@ -29,6 +29,7 @@ from smooth.config import RunConfig, model_identity, resolve_model
 from smooth.models import trained_files
 
 TRAIN_TAG = f"{tracking.FINGERPRINT_TAG}train"
+SQLITE = "sqlite:///"
 
 
 class SmoothFlavor:
@@ -120,6 +121,39 @@ def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
     for name, data in files.items():
         store.write_bytes(store.join(folder, name), data)
     return registry_pyfunc.find_base(base, flavor), described["metadata"].get("smooth.base_revision"), folder
+
+
+def versions(most: int) -> list[tuple[str, list[str]]]:
+    """The newest versions that the register stage made: ``models:/NAME/VERSION`` with the aliases that point to it.
+
+    Args:
+        most: of each model.
+
+    Raises:
+        ArtifactError: the tracking server doesn't answer.
+    """
+    uri = tracking.tracking_uri()
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():  # asking would make one
+        return []
+    client, found = MlflowClient(uri), []
+    try:
+        for model in client.search_registered_models():
+            pointing: dict[str, list[str]] = {}
+            for alias, number in model.aliases.items():
+                pointing.setdefault(str(number), []).append(alias)
+            listed = client.search_model_versions(
+                f"name = '{model.name}'", max_results=most, order_by=["version_number DESC"]
+            )
+            found += [
+                (f"models:/{model.name}/{each.version}", sorted(pointing.get(str(each.version), [])))
+                for each in listed
+                if TRAIN_TAG in each.tags
+            ]
+    except (MlflowException, OSError) as error:
+        raise store.ArtifactError(
+            f"{tracking.redact(uri)} does not answer; set MLFLOW_TRACKING_URI for another server"
+        ) from error
+    return found
 
 
 def signature(config: RunConfig) -> ModelSignature:

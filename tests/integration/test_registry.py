@@ -21,6 +21,7 @@ from smooth import registry, store, tracking
 from smooth.cli import app
 from smooth.config import RunConfig, resolve_model
 from smooth.models.pipeline import load_pipeline
+from smooth.studio.models import Models
 from tests.evaluated import trained
 
 METRIC = {"name": "ISTD", "value": 1.5, "low": 1.4, "high": 1.6, "n": 40, "stamp": {}, "note": ""}
@@ -106,12 +107,32 @@ def test_same_training_stays_one_version(registered: tuple[RunConfig, dict[str, 
     assert len(client.search_model_versions("name = 'smooth-diffusion'")) == 1
 
 
+def test_versions_are_listed_with_their_aliases_and_open_in_the_studio(
+    registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "models:/smooth-diffusion/1"
+    assert registry.versions(5) == [(name, ["candidate"])]
+    models = Models(["builtin:tiny"], "builtin:tiny")
+    choices, note = models.listed()
+    assert choices[1:] == [("smooth-diffusion version 1 (candidate)", name)]
+    assert note == "Registered versions: 1"
+    monkeypatch.chdir(tmp_path)
+    opened = models.open(name)
+    assert opened.has_base
+    assert models.open(name) is opened
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    choices, note = models.listed()
+    assert len(choices) == 1
+    assert note.startswith("No registry: http://127.0.0.1:9 does not answer")
+
+
 def test_fetches_what_was_trained_and_its_base(
     registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, manifest = registered
     server = tracking.tracking_uri()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)  # to be restored, as MLflow sets it, too
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)  # first: MLflow's own setting below changes the variable, too
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/elsewhere.db")  # what MLflow would ask by itself
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     base, revision, folder = registry.fetch(manifest["uri"], str(tmp_path))
