@@ -92,12 +92,14 @@ class TrainingStep:
     def _start_target(self, batches: Sequence[Batch]) -> None:
         """Give the target its first value, means of the first batch, by a pass a knot ahead of the first step."""
         probe = self.engine.probe or self.engine
-        norms = [
-            torch.stack([norms_only(self._denoise(moved, probe), batch.noise, batch.direction) for moved in places], 1)
-            for batch in batches
-            for places in [[replace(batch, timesteps=place) for place in self.variation.places(batch.timesteps)]]
-        ]
-        self.variation.start(global_mean(torch.cat(norms)))
+
+        def norms(batch: Batch) -> Tensor:
+            """(B, knots): of each sample at every place where the target starts."""
+            moved = [replace(batch, timesteps=place) for place in self.variation.places(batch.timesteps)]
+            found = [norms_only(self._denoise(each, probe), batch.noise, batch.direction) for each in moved]
+            return torch.stack(found, dim=1)
+
+        self.variation.start(global_mean(torch.cat([norms(batch) for batch in batches])))
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Estimate | None]:
         """The network's output, and the estimate that it came with on a regularized micro-step."""

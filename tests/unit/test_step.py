@@ -69,20 +69,23 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
     return [Batch(**{name: value[part] for name, value in pieces.items()}) for part in range(parts)]
 
 
-def _step(engine: PlainEngine, weight: float, every: int = 1) -> TrainingStep:
+def _step(engine: PlainEngine, weight: float, every: int = 1, knots: int = 1) -> TrainingStep:
     schedule = NoiseSchedule(torch.linspace(0.99, 0.1, 100), "epsilon")
-    variation = StepwiseVariation(VariationConfig(weight=weight, every=every))
+    variation = StepwiseVariation(VariationConfig(weight=weight, every=every, target_knots=knots), steps=schedule.steps)
     return TrainingStep(cast(Engine, engine), schedule, variation)
 
 
-def test_accumulating_micro_steps_equals_the_whole_batch_at_once() -> None:
+@pytest.mark.parametrize("knots", [1, 4])
+def test_accumulating_micro_steps_equals_the_whole_batch_at_once(knots: int) -> None:
     whole, split = PlainEngine(1), PlainEngine(4)
-    steps = {1: _step(whole, weight=0.5), 4: _step(split, weight=0.5)}
+    steps = {1: _step(whole, weight=0.5, knots=knots), 4: _step(split, weight=0.5, knots=knots)}
     for _ in range(3):
         results = [steps[parts](_split(_batch(), parts)) for parts in (1, 4)]
         assert results[0].metrics() == pytest.approx(results[1].metrics(), rel=1e-4, abs=1e-4)
     torch.testing.assert_close(whole.layer.weight, split.layer.weight)
-    assert steps[1].variation.targets == pytest.approx(steps[4].variation.targets)
+    targets = steps[1].variation.targets
+    assert targets == pytest.approx(steps[4].variation.targets)
+    assert len(set(targets or [])) == knots
 
 
 def test_first_target_is_the_first_mean_and_loss_is_the_weighted_sum() -> None:
