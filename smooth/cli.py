@@ -14,6 +14,7 @@ from smooth.edit import cli as edit_commands
 from smooth.edit import cli_edit
 from smooth.export.cli import export
 from smooth.pretrain.cli import pretrain
+from smooth.serve.cli import serve
 from smooth.studio.cli import studio
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ app.add_typer(latents_app, name="latents")
 app.command("pretrain")(pretrain)
 app.command("export")(export)
 app.command("studio")(studio)
+app.command("serve")(serve)
 edit_commands.register(app)
 cli_edit.register(app)
 

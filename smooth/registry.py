@@ -15,6 +15,7 @@ from typing import Any
 import mlflow.artifacts
 import mlflow.diffusers
 import mlflow.pyfunc
+import pandas as pd
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -39,6 +40,8 @@ class SmoothFlavor:
     def save_model(path: str, mlflow_model: Model, **arguments: Any) -> None:
         """Save the model folder at ``path``; called by ``Model.log``."""
         code = registry_pyfunc.__file__
+        # For Model.log alone, which would load the base to paint the example: minutes, and gigabytes from a hub.
+        arguments.pop("validate_serving_input")
         mlflow.diffusers.save_model(path=path, mlflow_model=mlflow_model, code_paths=[code], **arguments)
         mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = Path(code).stem
         mlflow_model.save(str(Path(path, MLMODEL_FILE_NAME)))
@@ -121,6 +124,25 @@ def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
     for name, data in files.items():
         store.write_bytes(store.join(folder, name), data)
     return registry_pyfunc.find_base(base, flavor), described["metadata"].get("smooth.base_revision"), folder
+
+
+def resolve(uri: str) -> str:
+    """The ``models:/NAME/VERSION`` that ``models:/NAME@ALIAS`` means now; a version means itself.
+
+    Raises:
+        ArtifactError: no such alias, or the registry doesn't answer.
+    """
+    name, _, alias = uri.removeprefix("models:/").rpartition("@")
+    if not name:
+        return uri
+    tracked = tracking.tracking_uri()
+    try:
+        found = MlflowClient(tracked).get_model_version_by_alias(name, alias)
+    except (MlflowException, OSError) as error:
+        raise store.ArtifactError(
+            f"{tracking.redact(tracked)} does not tell what {uri} is: {tracking.redact(str(error))}"
+        ) from error
+    return f"models:/{name}/{found.version}"
 
 
 def versions(most: int) -> list[tuple[str, list[str]]]:
@@ -207,6 +229,8 @@ def _log(client: MlflowClient, config: RunConfig, training: dict[str, Any], eval
             adapter_path=str(adapter),
             base_model=resolve_model(config.model.base),
             signature=signature(config),
+            input_example=pd.DataFrame({"prompt": ["a red heart"], "seed": [7]}),
+            validate_serving_input=False,
             metadata={
                 "smooth.base": config.model.base,
                 "smooth.base_revision": config.model.revision,

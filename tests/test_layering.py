@@ -29,6 +29,7 @@ DOORS = {
     "img2dataset": {"smooth/data/download.py"},
     "onnxruntime": {"smooth/export/graphs.py"},
     "ray": {
+        "smooth/serve/app.py",
         "smooth/cluster.py",
         "smooth/data/dispatch.py",
         "smooth/data/latents.py",
@@ -37,6 +38,7 @@ DOORS = {
         "smooth/train/watch.py",
         "smooth/evaluate/measure.py",
     },
+    "ray.serve": {"smooth/serve/app.py"},
     "prefect": set[str](),
     "flows": set[str](),
     "infra": set[str](),
@@ -126,6 +128,7 @@ def test_no_module_breaks_the_rule_of_imports() -> None:
         ("smooth/train/loop.py", "def f():\n    from mlflow.tracking import MlflowClient", "mlflow"),
         ("smooth/evaluate/istd.py", "import ray.data as data", "ray"),
         ("smooth/train/step.py", "import importlib\nimportlib.import_module('deepspeed')", "deepspeed"),
+        ("smooth/cluster.py", "from ray import serve", "ray.serve"),
         ("smooth/data/policy.py", "import img2dataset", "img2dataset"),
         ("smooth/export/run.py", "from importlib import import_module\nimport_module('onnxruntime')", "onnxruntime"),
         ("smooth/edit/generate.py", "import gradio as gr", "gradio"),

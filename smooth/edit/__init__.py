@@ -10,3 +10,7 @@ from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and all of them, after each step of the network; what it raises ends the work."""
+
+LARGEST_SEED = 2**63 - 1
+LONGEST_PROMPT = 2_000  # characters; the text encoder reads some 77 tokens
+STEPS, GUIDANCE = 30, 3.0  # where nothing else is asked for

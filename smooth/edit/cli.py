@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from smooth.edit import GUIDANCE, STEPS
 from smooth.edit.options import (
     BUILTIN,
     BaseOption,
@@ -47,8 +48,9 @@ def generate(
     base: BaseOption = BUILTIN,
     strength: StrengthOption = 1.0,
     compare: CompareOption = False,
-    steps: StepsOption = 30,
-    guidance: GuidanceOption = 3.0,
+    steps: StepsOption = STEPS,
+    guidance: GuidanceOption = GUIDANCE,
+    size: Annotated[int | None, typer.Option("--size", help="Side in pixels; else the model's own.")] = None,
 ) -> None:
     """Paint prompts, each with every seed.
 
@@ -75,6 +77,7 @@ def generate(
                     steps=steps,
                     guidance=guidance,
                     negative=negative,
+                    size=size,
                     progress=progress,
                 )
         for index, (prompt, number) in enumerate(asked):

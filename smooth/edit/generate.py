@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from smooth.diffusion import sampler
-from smooth.edit import Progress
-
-LARGEST_SEED = 2**63 - 1
-LONGEST_PROMPT = 2_000  # characters; the text encoder reads some 77 tokens
+from smooth.edit import LARGEST_SEED, LONGEST_PROMPT, Progress
 
 
 def generate(

@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
+from smooth.edit import LARGEST_SEED
 from smooth.edit import generate as painting
-from smooth.edit.generate import LARGEST_SEED
 from smooth.studio import parts, told
 from smooth.studio.desk import Desk, served, whole
 from smooth.studio.models import levels

@@ -1,0 +1,88 @@
+"""The command `smooth serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
+def serve(
+    model: Annotated[
+        str, typer.Option("--model", help="models:/NAME@ALIAS, which is followed, or models:/NAME/VERSION.")
+    ] = "models:/smooth-diffusion@production",
+    host: Annotated[
+        str, typer.Option("--host", help="To listen on; beyond loopback only with SMOOTH_SERVE_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of HTTP.")] = 8000,
+    metrics_port: Annotated[
+        int, typer.Option("--metrics-port", min=1, max=65535, help="Of Prometheus metrics, on loopback.")
+    ] = 8001,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Painters, each with the model; one a GPU.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of a painter on the CPU; else what is left of the cores.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--max-batch", min=1, max=256, help="Pictures painted together.")] = 8,
+    wait: Annotated[
+        float, typer.Option("--batch-wait", min=0, max=10, help="Seconds that an idle painter waits for more.")
+    ] = 0.05,
+    queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that wait before more get a 503.")] = 64,
+    steps: Annotated[int, typer.Option("--max-steps", min=1, help="That a request may ask for.")] = 100,
+    size: Annotated[
+        int | None, typer.Option("--max-size", min=8, help="Pixels that a request may ask for; else the model's own.")
+    ] = None,
+    poll: Annotated[float, typer.Option("--poll", min=0.1, help="Seconds between looks at the registry.")] = 5.0,
+) -> None:
+    """Serve a registered model over HTTP, in batches; where its alias moves, the service follows.
+
+    For example, with a model that carries the alias:
+
+    smooth serve --model models:/smooth-diffusion@production --port 8000
+    """
+    from smooth.cli import reported
+
+    with reported():
+        import os
+        from pathlib import Path
+
+        from smooth.sections import StorageConfig
+        from smooth.serve.order import Limits
+        from smooth.serve.settings import Settings, take_token
+        from smooth.studio.server import ENVIRONMENT, HOME_NAMES, is_loopback, listen
+
+        token = take_token(host)
+        for number in (port, metrics_port):
+            listen(host if number == port else "127.0.0.1", number).close()
+        os.environ.update(ENVIRONMENT | QUIET)
+        if not model.startswith("models:/"):
+            raise ValueError(f"--model {model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
+        from smooth import registry, tracking
+
+        registry.resolve(model)
+        os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri()  # the painters work in another folder
+        try:
+            from smooth.serve.app import run
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith(("grpc_reflection", "fastapi", "uvicorn", "starlette")):
+                raise
+            raise ValueError("serving needs Ray Serve: pip install 'smooth[serve]'") from error
+        run(
+            Settings(
+                model=model,
+                scratch=str(Path(StorageConfig().root, "models").absolute()),
+                limits=Limits(steps, size),
+                replicas=replicas,
+                threads=threads or max(1, ((os.cpu_count() or 1) - 1) // replicas),
+                batch=batch,
+                wait_seconds=wait,
+                queue=queue,
+                poll_seconds=poll,
+            ),
+            host=host,
+            port=port,
+            metrics_port=metrics_port,
+            hosts=[*HOME_NAMES, host] if is_loopback(host) else None,
+            token=token,
+        )
