@@ -28,6 +28,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from smooth import registry_pyfunc, store, tracking
 from smooth.config import RunConfig, model_identity, resolve_model
 from smooth.models import trained_files
+from smooth.registry_card import card
 
 TRAIN_TAG = f"{tracking.FINGERPRINT_TAG}train"
 SQLITE = "sqlite:///"
@@ -265,43 +266,3 @@ def _describe(
 
 def _tag_name(text: str) -> str:
     return "".join(character if character.isalnum() else "_" for character in text.lower()).strip("_")
-
-
-def card(config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
-    """Markdown: what the version is, its metrics with intervals, what it was made from, how to load it."""
-    rows = [
-        f"| {metric['name']} | {metric['model']} | {metric['value']:.4g} | {_interval(metric)} | {metric['n']} |"
-        for metric in evaluation["metrics"]
-        if metric["value"] is not None
-    ]
-    lineage = [f"- {stage}: `{value}`" for stage, value in tracking.fingerprint_tags(config).items()]
-    uri = f"models:/{config.register_.name}@{config.register_.alias}"
-    whole = config.train.method == "full"
-    what = "Smooth UNet" if whole else f"Smooth LoRA of rank {config.train.lora.rank}"
-    load = "unet = UNet2DConditionModel.from_pretrained(%s, subfolder='unet')" if whole else "load_lora_weights(%s)"
-    return tracking.redact(
-        "\n".join(
-            [
-                f"{what} for `{config.model.base}`: lambda {config.train.variation.weight:g}, "
-                f"{training['steps']} steps.",
-                "",
-                "| metric | model | value | 95 % interval | n |",
-                "|---|---|---|---|---|",
-                *rows,
-                "",
-                f"Pictures: `strips.png`, `curves.png` beside the weights and under `evaluate/` of run "
-                f"`{training['run_id']}`.",
-                "",
-                "Made from:",
-                *lineage,
-                "",
-                f"    mlflow.pyfunc.load_model('{uri}').predict({{'prompt': ['a red heart'], 'seed': [7]}})",
-                "    pipeline." + load % "f'{downloaded_folder}/adapter_weights'",
-                "",
-            ]
-        )
-    )
-
-
-def _interval(metric: dict[str, Any]) -> str:
-    return "" if metric["low"] is None else f"{metric['low']:.4g} to {metric['high']:.4g}"

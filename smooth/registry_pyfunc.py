@@ -7,6 +7,7 @@ package. MLflow's own diffusers flavour takes no seed: with it nobody can ask fo
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ class TextToImage:
         self._revision = described["metadata"].get("smooth.base_revision") or flavor.get("base_model_revision")
         self._device = model_config.get("device")
         self._pipeline: Any = None
+        self._lock = threading.RLock()  # a server's threads share the pipeline, which keeps a picture's state
 
     def get_raw_model(self) -> Any:
         """The diffusers pipeline, on the GPU where there is one, else on the CPU in float32."""
-        if self._pipeline is None:
-            self._pipeline = self._load()
-        return self._pipeline
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = self._load()
+            return self._pipeline
 
     def _load(self) -> Any:
         import torch
@@ -77,9 +80,10 @@ class TextToImage:
     def _picture(self, prompt: str, seed: int, negative: str | None, settings: dict[str, Any]) -> bytes:
         import torch
 
-        pipeline = self.get_raw_model()
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
-        image = pipeline(prompt=prompt, negative_prompt=negative, generator=generator, **settings).images[0]
+        with self._lock:
+            pipeline = self.get_raw_model()
+            image = pipeline(prompt=prompt, negative_prompt=negative, generator=generator, **settings).images[0]
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         return buffer.getvalue()

@@ -32,7 +32,9 @@ def register(base: str, root: Path, scale: float) -> tuple[RunConfig, dict[str, 
 
 
 @contextmanager
-def running(command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
+def running(
+    command: list[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A service while it is wanted, with its output in ``log``; it is interrupted at the end, with its children."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -54,7 +56,7 @@ def running(command: list[str], log: Path, environment: Mapping[str, str] | None
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def until(found: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
+def until(found: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for a service; fail with the end of its log where it ends first, or takes too long."""
     deadline = time.monotonic() + PATIENCE
     while not found():

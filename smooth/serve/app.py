@@ -209,7 +209,7 @@ def run(
         include_dashboard=False,
         object_store_memory=STORE_BYTES,
         logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",  # else metrics are told on all interfaces
+        _node_ip_address="127.0.0.1",
         _metrics_export_port=metrics_port,
     )
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+# Ray calls nobody, and believes that it can have no other machines: then even what asks for no token is on loopback.
+OWN_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
 def serve(
@@ -55,7 +57,7 @@ def serve(
         token = take_token(host)
         for number in (port, metrics_port):
             listen(host if number == port else "127.0.0.1", number).close()
-        os.environ.update(ENVIRONMENT | QUIET)
+        os.environ.update(ENVIRONMENT | OWN_RAY | QUIET)
         if not model.startswith("models:/"):
             raise ValueError(f"--model {model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
         from smooth import registry, tracking
