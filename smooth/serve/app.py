@@ -16,7 +16,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve import metrics
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from starlette.applications import Starlette
 
 from smooth.serve import web
@@ -43,6 +43,8 @@ class Front:
         self._painter, self._settings = painter, settings
         self._hosts, self._token_digest = hosts, token_digest
         self._painters: dict[str, tuple[float, State]] = {}
+        self._room = settings.replicas * settings.ongoing + settings.queue
+        self._under_way = 0
         self._seconds = 1.0  # of the last picture, waiting included
         self._answers = metrics.Counter("smooth_serve_answers", "Answers to POST /generate.", ("status",))
 
@@ -57,13 +59,17 @@ class Front:
         self._painters[painter] = time.monotonic(), state
 
     async def _paint(self, order: Order) -> web.Painted:
+        # Counted here, since Serve's own max_queued_requests counts what is on its way to an idle painter, too.
+        if self._under_way >= self._room:
+            raise web.BusyError(max(1, math.ceil(self._seconds)))
         begun = time.monotonic()
+        self._under_way += 1
         try:
             answer: web.Painted | OrderError = await self._painter.paint.remote(order)
-        except BackPressureError as error:
-            raise web.BusyError(max(1, math.ceil(self._seconds))) from error
         except (DeploymentUnavailableError, RayActorError) as error:
             raise web.BusyError(RESTART_SECONDS) from error
+        finally:
+            self._under_way -= 1
         if isinstance(answer, OrderError):
             raise answer
         self._seconds = time.monotonic() - begun
@@ -173,7 +179,6 @@ def build(settings: Settings, hosts: Sequence[str] | None, token_digest: str | N
         name=PAINTER,
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.ongoing,
-        max_queued_requests=settings.queue,
         max_constructor_retry_count=1,
         ray_actor_options={
             "num_cpus": settings.threads,

@@ -8,6 +8,8 @@ import typer
 
 # Ray calls nobody, and believes that it can have no other machines: then even what asks for no token is on loopback.
 OWN_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Serve gives a proxy up that is silent for 5 s, as one is that has yet to load on a busy machine.
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
 QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
@@ -57,7 +59,7 @@ def serve(
         token = take_token(host)
         for number in (port, metrics_port):
             listen(host if number == port else "127.0.0.1", number).close()
-        os.environ.update(ENVIRONMENT | OWN_RAY | QUIET)
+        os.environ.update(ENVIRONMENT | OWN_RAY | PATIENT | QUIET)
         if not model.startswith("models:/"):
             raise ValueError(f"--model {model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
         from smooth import registry, tracking
