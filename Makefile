@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOOTH_HOME ?= .smooth
 STAMP := .venv/.smooth-setup
-.PHONY: setup demo test lint bench cluster-up cluster-down cluster-status clean help
+.PHONY: setup demo test lint bench cluster-up cluster-down cluster-status backup restore clean help
 
 setup: $(STAMP)  ## Make .venv with every locked version (once; minutes, 7 GB)
 
@@ -46,6 +46,13 @@ cluster-down:  ## Stop what cluster-up started
 
 cluster-status: setup  ## Tell the health of each service
 	@$(BIN)/python -m infra.local status
+
+backup: setup  ## Save all runs, models and artifacts while the cluster runs (TO=folder)
+	@$(BIN)/python -m infra.backup save $${TO:+--to "$$TO"}
+
+restore: setup  ## Bring a backup into an empty home (FROM=folder)
+	@[[ -n "$${FROM:-}" ]] || { echo "error: which backup? make restore FROM=folder" >&2; exit 2; }
+	@$(BIN)/python -m infra.backup restore --from "$$FROM"
 
 clean: cluster-down  ## Stop the cluster; remove caches, artifacts and databases (not .venv)
 	@rm -rf "$(SMOOTH_HOME)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
