@@ -1,0 +1,31 @@
+"""`smooth doctor` beside a cluster that runs, and beside one of whose services is gone."""
+
+from __future__ import annotations
+
+import json
+
+import psutil
+
+from tests.clusters import ScratchCluster
+
+
+def findings(cluster: ScratchCluster) -> dict[str, dict[str, str]]:
+    result = cluster.run("-m", "smooth", "doctor", "--json", HF_HUB_OFFLINE="1")
+    assert result.returncode in (0, 1), result.stderr
+    return {finding["check"]: finding for finding in json.loads(result.stdout)}
+
+
+def test_a_cluster_that_runs_answers_with_its_credential(cluster: ScratchCluster) -> None:
+    found = findings(cluster)
+    for name in ("Ray", "MLflow", "Prefect", "credentials", "clock"):
+        assert found[name]["level"] == "ok", found[name]
+    ports = [finding for check, finding in found.items() if check.startswith("port of ")]
+    assert len(ports) == 4
+    assert {finding["found"].split(", ")[1] for finding in ports} == {"in use by this cluster"}
+
+
+def test_a_service_that_is_gone_is_told(cluster: ScratchCluster) -> None:
+    psutil.Process(cluster.status()["mlflow"]["pid"]).kill()
+    assert findings(cluster)["MLflow"]["level"] == "error"
+    assert cluster.local("up").returncode == 0
+    assert findings(cluster)["MLflow"]["level"] == "ok"
