@@ -28,11 +28,12 @@ demo: cluster-up  ## Run the whole chain on this machine and show base against s
 test: setup  ## Run all tests, with real Ray, Prefect, MLflow and HTTP
 	$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
-lint: setup  ## Check style, types and the rule of imports
+lint: setup  ## Check style, types, the rule of imports, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
+	$(BIN)/python -m infra.audit
 
 bench: setup  ## Run the benchmarks (long; keep the machine quiet)
 	@for script in tests/benchmarks/bench_*.py; do \

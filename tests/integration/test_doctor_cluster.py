@@ -25,7 +25,9 @@ def test_a_cluster_that_runs_answers_with_its_credential(cluster: ScratchCluster
 
 
 def test_a_service_that_is_gone_is_told(cluster: ScratchCluster) -> None:
-    psutil.Process(cluster.status()["mlflow"]["pid"]).kill()
+    server = psutil.Process(cluster.status()["mlflow"]["pid"])
+    for process in (*server.children(recursive=True), server):  # a worker alone would go on answering
+        process.kill()
     assert findings(cluster)["MLflow"]["level"] == "error"
     assert cluster.local("up").returncode == 0
     assert findings(cluster)["MLflow"]["level"] == "ok"
