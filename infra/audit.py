@@ -94,10 +94,11 @@ def ask(locks: Sequence[Path], service: str, url: str | None = None) -> list[Dep
     Raises:
         NotCheckedError: it does not answer, or knows none of the packages.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as first:  # a mirror that knows nothing is seen at once
-        first.write(next(line for line in locks[0].read_text().splitlines() if "==" in line))
-        first.flush()
-        _run([Path(first.name)], service, url)
+    if service == "pypi":  # each package is a request: a mirror that knows nothing is seen at the first
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as first:
+            first.write(next(line for line in locks[0].read_text().splitlines() if "==" in line))
+            first.flush()
+            _run([Path(first.name)], service, url)
     return _run(locks, service, url)
 
 
@@ -172,8 +173,8 @@ def main(locks: Sequence[Path] = LOCKS, ignored: Path = IGNORED) -> int:
     try:
         looked_at = read_ignored(ignored)
         found = check(locks)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     except NotCheckedError as reason:
         print(f"vulnerabilities of the locked versions: not checked: {reason}")

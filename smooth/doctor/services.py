@@ -125,20 +125,19 @@ def _answers(name: str, address: str) -> Finding:
 
 def _ask(name: str, address: str) -> httpx.Response:
     """One request each that reads a little: of jobs, experiments, flows."""
-    with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
+    headers, auth = {}, None
+    if name == "Ray" and (token := Services.load().ray_token_path):
+        headers["Authorization"] = f"Bearer {Path(token).read_text().strip()}"
+    if name == "MLflow" and (user := os.environ.get("MLFLOW_TRACKING_USERNAME")):
+        auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+    if name == "Prefect" and (pair := os.environ.get("PREFECT_API_AUTH_STRING")):
+        auth = (pair.partition(":")[0], pair.partition(":")[2])
+    with httpx.Client(timeout=TIMEOUT_SECONDS, headers=headers, auth=auth) as client:
         if name == "Ray":
-            token = Services.load().ray_token_path
-            headers = {"Authorization": f"Bearer {Path(token).read_text().strip()}"} if token else {}
-            return client.get(f"{address}/api/jobs/", headers=headers)
+            return client.get(f"{address}/api/jobs/")
         if name == "MLflow":
-            user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
-            return client.post(
-                f"{address}/api/2.0/mlflow/experiments/search",
-                json={"max_results": 1},
-                auth=(user, password) if user else None,
-            )
-        user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
-        return client.post(f"{address}/flows/count", json={}, auth=(user, password) if user else None)
+            return client.post(f"{address}/api/2.0/mlflow/experiments/search", json={"max_results": 1})
+        return client.post(f"{address}/flows/count", json={})
 
 
 def credentials() -> list[Finding]:
