@@ -12,7 +12,7 @@ from pathlib import Path
 
 from infra.backup.parts import BackupError
 from infra.backup.restore import restore
-from infra.backup.save import save
+from infra.backup.save import elsewhere, save
 from smooth import settings
 
 OWNER_ONLY = 0o077
@@ -23,6 +23,8 @@ def save_command(home: Path, target: Path | None) -> None:
     target = target or Path(".smooth-backups", datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     index = save(home, target)
     print(f"saved {home} in {target}: {index.told()}, each read again")
+    for text in elsewhere(home):
+        print(f"not in it: {text}")
     print(f"restore it with:  make restore FROM={target}")
 
 

@@ -11,7 +11,8 @@ from infra.backup.parts import BackupError, Entry, check_database, sha256
 
 FORMAT = 1
 INDEX = "backup.json"
-LEFT_OUT = "cluster"  # of the home: credentials, addresses, process ids, logs
+LEFT_OUT = ("cluster", "mlflow/logins.db", "mlflow/logins.ini")
+"""of the home: credentials, addresses, process ids, logs; and the users of MLflow, whose passwords they are"""
 
 
 class Index(BaseModel):
@@ -32,6 +33,11 @@ class Index(BaseModel):
         return f"{len(self.files)} files, {size / 1e6:.1f} MB, {len(self.databases)} databases"
 
 
+def is_left_out(name: PurePosixPath) -> bool:
+    """Whether it lies in what no backup holds."""
+    return any(name.is_relative_to(one) for one in LEFT_OUT)
+
+
 def verify(folder: Path) -> Index:
     """Read every byte of a backup and return what it holds.
 
@@ -42,7 +48,7 @@ def verify(folder: Path) -> Index:
     there = _contents(folder)
     for name in (*index.files, *index.databases):
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or str(path) != name or path.parts[:1] in ((), (LEFT_OUT,)):
+        if path.is_absolute() or ".." in path.parts or str(path) != name or not path.parts or is_left_out(path):
             raise BackupError(f"{folder / INDEX} names {name!r}, which no backup holds: nobody should restore this")
     if odd := sorted(index.files.keys() ^ there):
         raise BackupError(f"{folder} has lost or gained {len(odd)} files, as {odd[0]!r}; use another backup")

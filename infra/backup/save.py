@@ -6,6 +6,7 @@ a database or a manifest names was written before it was named, so it is there w
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from infra.backup.index import FORMAT, INDEX, LEFT_OUT, Index, verify
+from infra.backup.index import FORMAT, INDEX, Index, is_left_out, verify
 from infra.backup.parts import BackupError, Copier, check_empty, check_space, copy_database, is_database
 from smooth import store
 
@@ -50,6 +51,17 @@ def save(home: Path, target: Path) -> Index:
     return index
 
 
+def elsewhere(home: Path) -> list[str]:
+    """What belongs to the cluster of ``home`` and lies outside of it, and who saves that."""
+    path = home / "cluster" / "options.json"
+    options = json.loads(path.read_text()) if path.is_file() else {}
+    kept = {
+        "database": "databases on PostgreSQL ($SMOOTH_DATABASE): save them by pg_dump (infra/README.md)",
+        "store": "MLflow's artifacts in a bucket ($SMOOTH_STORE): its own versions or copies save them",
+    }
+    return [text for option, text in kept.items() if options.get(option)]
+
+
 def _copy(home: Path, staged: Path, databases: list[str]) -> Index:
     copier = Copier(home, staged)
     copier.entries |= {name: copy_database(home / name, staged / name) for name in databases}
@@ -68,7 +80,7 @@ def files(home: Path) -> Iterator[str]:
         BackupError: a link, or a database that a copy of its files would tear.
     """
     for top in sorted(home.iterdir()) if home.is_dir() else ():
-        if top.name == LEFT_OUT:
+        if is_left_out(PurePosixPath(top.name)):
             continue
         if not top.is_dir():
             yield from _saved(home, home, [top.name])
@@ -84,8 +96,10 @@ def _saved(home: Path, folder: Path, names: list[str]) -> Iterator[str]:
     _refuse_links(folder, names)
     beside = {f"{name}{end}" for name in names for end in BESIDE_DATABASES}
     for name in names:
-        if not name.endswith(store.PARTIAL) and name not in beside and (folder / name).is_file():
-            yield (folder / name).relative_to(home).as_posix()
+        path = PurePosixPath((folder / name).relative_to(home))
+        passing = name.endswith(store.PARTIAL) or name in beside
+        if not passing and not is_left_out(path) and (folder / name).is_file():
+            yield str(path)
 
 
 def _refuse_links(folder: Path, names: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 TIMEOUT_SECONDS = 5.0
 UP = "make cluster-up"
 OTHERS = 0o077
-SECRET = ("token", "secret", "credential", "password", "auth", ".env")  # in a file's name
+SECRET = ("token", "secret", "credential", "password", "auth", ".env", "options", "profiles")  # in a file's name
 LOGS = "look at `make cluster-status` and the logs in .smooth/cluster/logs/"
 
 
@@ -46,7 +46,7 @@ def ports() -> list[Finding]:
     return [_port(port, _record()) for port in PORTS]
 
 
-def _port(port: Port, record: dict[str, str]) -> Finding:
+def _port(port: Port, record: dict[str, str | None]) -> Finding:
     check = f"port of {port.service}"
     if address := record.get(port.address):
         return ok(check, f"{_number(address)}, in use by this cluster")
@@ -72,10 +72,10 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _record() -> dict[str, str]:
+def _record() -> dict[str, str | None]:
     """What the local cluster wrote down when it came up; empty while it is down."""
     path = state_file()
-    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    found: dict[str, str | None] = json.loads(path.read_text()) if path.is_file() else {}
     return found
 
 
@@ -128,9 +128,9 @@ def _ask(name: str, address: str) -> httpx.Response:
     headers, auth = {}, None
     if name == "Ray" and (token := Services.load().ray_token_path):
         headers["Authorization"] = f"Bearer {Path(token).read_text().strip()}"
-    if name == "MLflow" and (user := os.environ.get("MLFLOW_TRACKING_USERNAME")):
-        auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-    if name == "Prefect" and (pair := os.environ.get("PREFECT_API_AUTH_STRING")):
+    if name == "MLflow" and (password := _secret("MLFLOW_TRACKING_PASSWORD", "mlflow_uri", address)):
+        auth = (os.environ.get("MLFLOW_TRACKING_USERNAME", "admin"), password)
+    if name == "Prefect" and (pair := _secret("PREFECT_API_AUTH_STRING", "prefect_api", address)):
         auth = (pair.partition(":")[0], pair.partition(":")[2])
     with httpx.Client(timeout=TIMEOUT_SECONDS, headers=headers, auth=auth) as client:
         if name == "Ray":
@@ -138,6 +138,19 @@ def _ask(name: str, address: str) -> httpx.Response:
         if name == "MLflow":
             return client.post(f"{address}/api/2.0/mlflow/experiments/search", json={"max_results": 1})
         return client.post(f"{address}/flows/count", json={})
+
+
+def _secret(variable: str, service: str, address: str) -> str:
+    """Of the variable, else the local cluster's own, for it alone; empty where there is none."""
+    if os.environ.get(variable):
+        return os.environ[variable]
+    record = _record()
+    path = record.get("credentials")
+    if not path or address != record.get(service):
+        return ""
+    names = {"mlflow_uri": "SMOOTH_MLFLOW_PASSWORD", "prefect_api": "SMOOTH_PREFECT_AUTH"}
+    lines = Path(path).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line).get(names[service], "")
 
 
 def credentials() -> list[Finding]:

@@ -24,8 +24,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from infra.local import http
-from infra.local.layout import MLFLOW_PORT, PORTS, PREFECT_PORT, PROJECT, Layout, free_ports
-from infra.local.services import MLflowServer, PrefectServer
+from infra.local.layout import PROJECT, free_ports, program
 from smooth import registry, store
 from smooth.config import STAGES, RunConfig
 from tests.evaluated import SHORT, trained
@@ -51,7 +50,7 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Servers:
-    """MLflow and Prefect of one home, as the local cluster starts them."""
+    """MLflow and Prefect of one home."""
 
     mlflow: str
     prefect: str
@@ -72,24 +71,33 @@ class Servers:
 
 @contextmanager
 def serving(home: Path) -> Iterator[Servers]:
-    """The two servers on ports of their own."""
-    layout = Layout(home)
-    ports = {port.variable: number for port, number in zip(PORTS, free_ports(len(PORTS)), strict=True)}
+    """The two servers on ports of their own, with the files where the local cluster has them."""
+    ports = free_ports(2)
+    addresses = [f"http://127.0.0.1:{port}" for port in ports]
+    (home / "mlflow").mkdir(parents=True, exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_"))}
+    environment |= {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{home}/mlflow/mlflow.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": f"{home}/mlflow/artifacts",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_HOME": f"{home}/prefect",
+        "PREFECT_API_URL": f"{addresses[1]}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    commands = [
+        [program("mlflow"), "server", "--workers=1", "--host=127.0.0.1", f"--port={ports[0]}"],
+        [program("prefect"), "server", "start", "--host=127.0.0.1", f"--port={ports[1]}"],
+    ]
     with ExitStack() as stack:
         started = []
-        for service in (MLflowServer(layout, ports), PrefectServer(layout, ports)):
-            log = stack.enter_context((home.parent / f"{service.name}.log").open("w+"))
+        for command in commands:
+            log = stack.enter_context((home.parent / f"{Path(command[0]).name}.log").open("w+"))
             server = subprocess.Popen(
-                service.command(),
-                env=service.environment(),
-                cwd=PROJECT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, env=environment, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
             stack.callback(stop, server)
             started.append((server, log))
-        addresses = [f"http://127.0.0.1:{ports[port.variable]}" for port in (MLFLOW_PORT, PREFECT_PORT)]
         health = [f"{addresses[0]}/health", f"{addresses[1]}/api/health"]
         deadline = time.monotonic() + START_SECONDS
         for url, (server, log) in zip(health, started, strict=True):

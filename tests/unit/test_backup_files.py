@@ -38,6 +38,7 @@ def home(tmp_path: Path) -> Path:
         f"{ARTIFACT}/half{store.PARTIAL}": "ha",
         f"{ARTIFACT}/{store.MANIFEST}": "{}",
         "cluster/ray.token": "a secret",
+        "mlflow/logins.ini": "a secret",
     }.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(text)
@@ -96,7 +97,11 @@ def test_a_restored_home_holds_the_same_but_for_credentials(home: Path, tmp_path
     save(home, tmp_path / "backup")
     restored = tmp_path / "elsewhere" / "home"
     restore(tmp_path / "backup", restored)
-    kept = {name for name in names(home) if not name.startswith("cluster/") and not name.endswith(store.PARTIAL)}
+    kept = {
+        name
+        for name in names(home)
+        if not name.startswith(("cluster/", "mlflow/logins")) and not name.endswith(store.PARTIAL)
+    }
     assert names(restored) == kept
     assert {name for name in kept if (restored / name).read_bytes() != (home / name).read_bytes()} <= {
         "mlflow/mlflow.db"
@@ -149,6 +154,7 @@ BREAKS = {
     "path upwards": (lambda folder: renamed(folder, WEIGHTS, "../../.bashrc"), "names '../../.bashrc'"),
     "absolute path": (lambda folder: renamed(folder, WEIGHTS, "/etc/passwd"), "names '/etc/passwd'"),
     "credential": (lambda folder: renamed(folder, WEIGHTS, "cluster/ray.token"), "names 'cluster/ray.token'"),
+    "users": (lambda folder: renamed(folder, WEIGHTS, "mlflow/logins.db"), "names 'mlflow/logins.db'"),
     "no name": (lambda folder: renamed(folder, WEIGHTS, "."), "names '.'"),
     "database elsewhere": (lambda folder: changed(folder, databases=["/etc/passwd"]), "names '/etc/passwd'"),
     "database unknown": (lambda folder: changed(folder, databases=["a.db"]), "names a database 'a.db'"),
@@ -259,10 +265,14 @@ def test_the_commands_tell_what_they_did_and_what_to_do(home: Path, tmp_path: Pa
         environment = os.environ | {"PYTHONPATH": str(PROJECT)} | places
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
+    options = {"database": "postgresql://me:hidden@host/smooth", "store": None}
+    (home / "cluster" / "options.json").write_text(json.dumps(options))
     saved = run("save", SMOOTH_HOME=str(home))
     assert saved.returncode == 0, saved.stderr
     assert "4 files" in saved.stdout
     assert "1 databases" in saved.stdout
+    assert "not in it: databases on PostgreSQL" in saved.stdout
+    assert "hidden" not in saved.stdout
     folder = saved.stdout.split("FROM=")[1].strip()
     assert folder.startswith(".smooth-backups/")
     restored = run("restore", "--from", folder, SMOOTH_HOME="other")

