@@ -79,11 +79,11 @@ def files(home: Path) -> Iterator[str]:
     Raises:
         BackupError: a link, or a database that a copy of its files would tear.
     """
-    for top in sorted(home.iterdir()) if home.is_dir() else ():
-        if is_left_out(PurePosixPath(top.name)):
+    tops = sorted(home.iterdir()) if home.is_dir() else []
+    yield from _saved(home, home, [top.name for top in tops if not top.is_dir()])
+    for top in tops:
+        if not top.is_dir() or is_left_out(PurePosixPath(top.name)):
             continue
-        if not top.is_dir():
-            yield from _saved(home, home, [top.name])
         # A link to another disk in the place of a whole folder is a person's way to make room: it is followed.
         for folder, folders, names in os.walk(top):
             _refuse_links(Path(folder), folders)
