@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sqlite3
 import sys
 from datetime import datetime
@@ -11,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from infra.backup.parts import BackupError
-from infra.backup.restore import restore
+from infra.backup.restore import restore, under_way
 from infra.backup.save import elsewhere, save
 from smooth import settings
 
@@ -25,7 +26,7 @@ def save_command(home: Path, target: Path | None) -> None:
     print(f"saved {home} in {target}: {index.told()}, each read again")
     for text in elsewhere(home):
         print(f"not in it: {text}")
-    print(f"restore it with:  make restore FROM={target}")
+    print(f"restore it with:  make restore FROM={shlex.quote(str(target))}")
 
 
 def restore_command(home: Path, source: Path) -> None:
@@ -35,6 +36,11 @@ def restore_command(home: Path, source: Path) -> None:
     for name, version in index.versions.items():
         if version != (here := metadata.version(name)):
             print(f"note: saved with {name} {version}, here is {here}: see Upgrade in infra/README.md")
+    if count := under_way(home):
+        print(f"note: {count} flow runs were under way and hold their deployment's place; once the cluster is up:")
+        print(
+            "  .venv/bin/prefect flow-run ls --state-type RUNNING  and for each  .venv/bin/prefect flow-run delete ID"
+        )
     print("start it with:  make cluster-up  (its credentials are made anew)")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from infra.backup.index import Index, verify
@@ -32,3 +34,16 @@ def restore(source: Path, home: Path) -> Index:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return index
+
+
+def under_way(home: Path) -> int:
+    """How many flow runs of a restored home were under way when it was saved.
+
+    Nobody goes on with them, and Prefect counts them against the limit of their deployment until they are ended.
+    """
+    path = home / "prefect" / "prefect.db"
+    if not path.is_file():
+        return 0
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        query = "SELECT count(*) FROM flow_run WHERE state_type IN ('PENDING', 'RUNNING', 'CANCELLING')"
+        return int(database.execute(query).fetchone()[0])
