@@ -46,7 +46,7 @@ def kept() -> float:
 kept()
 """
 METRIC = {"name": "ISTD", "value": 1.25, "low": 1.2, "high": 1.3, "n": 40, "stamp": {}, "note": "", "model": "smooth"}
-START_SECONDS = 120
+START_SECONDS = 240  # where others compute
 
 
 @dataclass(frozen=True)
