@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOOTH_HOME ?= .smooth
 STAMP := .venv/.smooth-setup
-.PHONY: setup demo test lint bench cluster-up cluster-down cluster-status clean help
+.PHONY: setup demo test lint bench cluster-up cluster-down cluster-status backup restore clean help
 
 setup: $(STAMP)  ## Make .venv with every locked version (once; minutes, 7 GB)
 
@@ -28,11 +28,12 @@ demo: cluster-up  ## Run the whole chain on this machine and show base against s
 test: setup  ## Run all tests, with real Ray, Prefect, MLflow and HTTP
 	$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
-lint: setup  ## Check style, types and the rule of imports
+lint: setup  ## Check style, types, the rule of imports, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
+	$(BIN)/python -m infra.audit
 
 bench: setup  ## Run the benchmarks (long; keep the machine quiet)
 	@for script in tests/benchmarks/bench_*.py; do \
@@ -46,6 +47,13 @@ cluster-down:  ## Stop what cluster-up started
 
 cluster-status: setup  ## Tell the health of each service
 	@$(BIN)/python -m infra.local status
+
+backup: setup  ## Save all runs, models and artifacts while the cluster runs (TO=folder)
+	@$(BIN)/python -m infra.backup save $${TO:+--to "$$TO"}
+
+restore: setup  ## Bring a backup into an empty home (FROM=folder)
+	@[[ -n "$${FROM:-}" ]] || { echo "error: which backup? make restore FROM=folder" >&2; exit 2; }
+	@$(BIN)/python -m infra.backup restore --from "$$FROM"
 
 clean: cluster-down  ## Stop the cluster; remove caches, artifacts and databases (not .venv)
 	@rm -rf "$(SMOOTH_HOME)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smooth.doctor.cli import doctor
 from smooth.edit import cli as edit_commands
 from smooth.edit import cli_edit
 from smooth.export.cli import export
@@ -35,6 +36,7 @@ ingest_app = typer.Typer(invoke_without_command=True)
 app.add_typer(ingest_app, name="ingest")
 latents_app = typer.Typer(help="Check and mend cached latents.", no_args_is_help=True)
 app.add_typer(latents_app, name="latents")
+app.command("doctor")(doctor)
 app.command("pretrain")(pretrain)
 app.command("export")(export)
 app.command("studio")(studio)

@@ -76,9 +76,17 @@ def find(config: EvaluateConfig, image_size: int) -> tuple[Network, ...]:
     Raises:
         ConfigError: one is named and not there, or not what it should be.
     """
-    embedders = (_embedder(config, kind) for kind in PUBLISHED)
-    found = (efficientnet(image_size), _inception(config.inception_weights), *embedders)
+    found = (efficientnet(image_size), *(find_one(config, kind) for kind in KEYS))
     return tuple(network for network in found if network is not None)
+
+
+def find_one(config: EvaluateConfig, kind: Kind) -> Network | None:
+    """One of those that no package brings.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    return _inception(config.inception_weights) if kind == "inception" else _embedder(config, kind)
 
 
 def names(config: EvaluateConfig) -> set[str]:
