@@ -1,0 +1,130 @@
+"""Ray's head and its further nodes on this machine, all on loopback but for the dashboard of an open cluster.
+
+Ray takes the machine's outer address for its nodes and listens everywhere, whatever ``--node-ip-address`` says, unless
+it believes that it can have no other machines: then nodes are 127.0.0.1, and even what asks for no token (metrics,
+health) stays on loopback.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from infra.local import http
+from infra.local.access import RAY_HOST, Access
+from infra.local.layout import DASHBOARD_PORT, HOST, RAY_PORT, ClusterError, Port, free_ports, program, write_private
+from infra.local.processes import Record
+from infra.local.service import Service
+
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable for more than one node where it can't be told from the system; "0" means loopback."""
+HEAD_INNER = ("ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+NODE_INNER = (
+    "dashboard-agent-listen-port",
+    "metrics-export-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+)
+# Free ports for tasks: Ray's own range would collide with a head that a user moved into it.
+TASK_PORTS = ("--min-worker-port=0", "--max-worker-port=0")
+NODE_OBJECTS = 512_000_000
+"""Bytes of shared memory of a further node; the head has Ray's default, a third of the machine's."""
+LOG_BYTES, OLD_LOGS = 10_000_000, 3
+
+
+class _Node(Service):
+    def environment(self) -> dict[str, str]:
+        """Without Prefect's login, which no stage needs; Ray's own logs stay small."""
+        rotation = {"RAY_ROTATION_MAX_BYTES": str(LOG_BYTES), "RAY_ROTATION_BACKUP_COUNT": str(OLD_LOGS)}
+        found = super().environment() | rotation
+        found.pop("PREFECT_API_AUTH_STRING", None)
+        return found
+
+
+class RayHead(_Node):
+    """Ray's head node with its dashboard and job API."""
+
+    name = "ray"
+    title = "Ray"
+    ports = (RAY_PORT, DASHBOARD_PORT)
+
+    def prepare(self) -> None:
+        """Make the token and an empty folder that only this user can enter."""
+        write_private(self.layout.token, self.access.secrets["SMOOTH_RAY_TOKEN"])
+        folder = self.layout.ray_folder
+        if folder.exists() and folder.stat().st_uid != os.getuid():
+            raise ClusterError(f"{folder} belongs to another user; remove it")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+
+    def command(self) -> list[str]:
+        """In the foreground: one process owns all others. On free inner ports: two heads fit one machine."""
+        return [
+            *(program("ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
+            f"--node-ip-address={HOST}",
+            f"--port={self.number(RAY_PORT)}",
+            f"--dashboard-host={self.options.bind}",
+            f"--dashboard-port={self.number(DASHBOARD_PORT)}",
+            f"--num-cpus={max(2, os.cpu_count() or 1)}",
+            f"--temp-dir={self.layout.ray_folder}",
+            *TASK_PORTS,
+            *(f"--{name}={port}" for name, port in zip(HEAD_INNER, free_ports(len(HEAD_INNER)), strict=True)),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """With the two ports that are no options."""
+        names = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+        inner = dict(zip(names, map(str, free_ports(len(names))), strict=True))
+        return super().environment() | inner | {ONE_MACHINE: "0"}
+
+    def listens_on(self, port: Port) -> str:
+        """The dashboard is for people."""
+        return self.options.bind if port == DASHBOARD_PORT else HOST
+
+    def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
+        """Whether the job API answers with our token."""
+        return http.is_ok(f"{self.url()}/api/jobs/", self.access.ray_headers())
+
+    def url(self) -> str:
+        """The dashboard."""
+        return self.access.url(DASHBOARD_PORT.variable)
+
+
+class RayNode(_Node):
+    """A further node of one CPU, as another machine would be: for trying what a cluster does."""
+
+    PREFIX = "ray-node-"
+
+    def __init__(self, access: Access, index: int) -> None:
+        """``index`` counts from 1."""
+        super().__init__(access)
+        self.name = f"{self.PREFIX}{index}"
+        self.title = f"Ray node {index}"
+        self._inner: dict[str, int] = {}
+
+    def prepare(self) -> None:
+        """Choose its ports: on one machine, nodes can't share Ray's defaults."""
+        self._inner = dict(zip(NODE_INNER, free_ports(len(NODE_INNER)), strict=True))
+
+    def command(self) -> list[str]:
+        """In the foreground."""
+        return [
+            *(program("ray"), "start", "--block", "--disable-usage-stats", "--num-cpus=1", "--num-gpus=0"),
+            f"--address={RAY_HOST}:{self.number(RAY_PORT)}",
+            f"--object-store-memory={NODE_OBJECTS}",
+            *TASK_PORTS,
+            *(f"--{name}={port}" for name, port in self._inner.items()),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """It may join; its own address is the one that it reaches the head from, loopback."""
+        return super().environment() | {ONE_MACHINE: "1"}
+
+    def recorded_ports(self) -> dict[str, int]:
+        """Its health is asked on an inner port."""
+        return self._inner
+
+    def is_healthy(self, record: Record) -> bool:
+        """Whether the head counts it among the living."""
+        agent = record.ports.get("dashboard-agent-listen-port", 0)
+        return http.is_ok(f"http://{HOST}:{agent}/api/local_raylet_healthz", self.access.ray_headers())
