@@ -169,6 +169,7 @@ class LocalCluster:
                 self._start(service)
         for service in services:
             self._await(service)
+            service.finish()
 
     def _start(self, service: Service) -> None:
         service.prepare()

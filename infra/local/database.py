@@ -1,17 +1,26 @@
 """PostgreSQL in place of SQLite: a database for MLflow and one for Prefect on the server of ``$SMOOTH_DATABASE``.
 
 The password goes by ``PGPASSWORD``, which both drivers read: no URL that a service could print holds it.
+
+In either, an experiment's artifacts lie where MLflow's server puts them. MLflow takes any location from whoever may
+make an experiment, and then writes files there: ``file:///home/somebody`` among them. No variable of it forbids that,
+so its database does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from infra.local.layout import PROJECT, ClusterError
 
 CONNECT_SECONDS = 20.0
+OWN_PLACE = "'mlflow-artifacts:/' || {row}experiment_id"
+REFUSAL = "artifacts of this server lie where it puts them: leave artifact_location out"
 
 
 def name(database: str, service: str) -> str:
@@ -71,3 +80,34 @@ async def _create(database: str, wanted: str) -> None:
 def _without(database: str, text: str) -> str:
     password = urlsplit(database).password
     return text.replace(database, "***").replace(password, "***") if password else text
+
+
+def confine_sqlite(path: Path) -> None:
+    """Have MLflow's SQLite database refuse a location of a user's own; experiments that are there stay."""
+    row = OWN_PLACE.format(row="NEW.")
+    with closing(sqlite3.connect(path, timeout=CONNECT_SECONDS)) as connection:
+        for event in ("INSERT", "UPDATE"):
+            connection.execute(
+                f"CREATE TRIGGER IF NOT EXISTS smooth_place_{event} AFTER {event} ON experiments "
+                f"WHEN NEW.artifact_location <> {row} BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
+            )
+
+
+def confine(database: str, service: str) -> None:
+    """The same for MLflow's database on PostgreSQL."""
+    asyncio.run(_confine(database, name(database, service)))
+
+
+async def _confine(database: str, wanted: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(database, database=wanted, timeout=CONNECT_SECONDS)
+    try:
+        if not await connection.fetchval("SELECT 1 FROM pg_constraint WHERE conname = 'smooth_place'"):
+            # Not valid: what is there already stays, and may not be changed.
+            await connection.execute(
+                "ALTER TABLE experiments ADD CONSTRAINT smooth_place "
+                f"CHECK (artifact_location = {OWN_PLACE.format(row='')}) NOT VALID"
+            )
+    finally:
+        await connection.close()

@@ -39,6 +39,9 @@ class Service(ABC):
     def prepare(self) -> None:  # noqa: B027 - most need nothing
         """Make what it needs before it starts."""
 
+    def finish(self) -> None:  # noqa: B027 - most need nothing
+        """What is to be done once it is well."""
+
     def url(self) -> str | None:
         """Where a person finds it, if it has a page."""
         return None

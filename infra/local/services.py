@@ -41,6 +41,13 @@ class MLflowServer(Service):
         users = self._database() if self.options.database else f"sqlite:///{folder / 'logins.db'}"
         (folder / "logins.ini").write_text(LOGINS.format(database=users.replace("%", "%%")))
 
+    def finish(self) -> None:
+        """Keep artifacts in the store: its database is there now."""
+        if self.options.database:
+            database.confine(self.options.database, self.name)
+        else:
+            database.confine_sqlite(self.layout.home / "mlflow" / "mlflow.db")
+
     def command(self) -> list[str]:
         """One worker: SQLite has one writer."""
         login = ["--app-name=basic-auth"] if self.options.is_open else []
@@ -57,6 +64,7 @@ class MLflowServer(Service):
         folder = self.layout.home / "mlflow"
         found = super().environment() | {
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "^(mlflow-artifacts|models|runs):/[^/]",
             "MLFLOW_BACKEND_STORE_URI": self._database(),
             "MLFLOW_ARTIFACTS_DESTINATION": self.options.store or str(folder / "artifacts"),
         }
