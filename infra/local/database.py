@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from infra.local.layout import PROJECT, ClusterError
 
 CONNECT_SECONDS = 20.0
+# MLflow makes the row first, with an empty place, and then names its own.
 OWN_PLACE = "'mlflow-artifacts:/' || {row}experiment_id"
 REFUSAL = "artifacts of this server lie where it puts them: leave artifact_location out"
 
@@ -89,7 +90,7 @@ def confine_sqlite(path: Path) -> None:
         for event in ("INSERT", "UPDATE"):
             connection.execute(
                 f"CREATE TRIGGER IF NOT EXISTS smooth_place_{event} AFTER {event} ON experiments "
-                f"WHEN NEW.artifact_location <> {row} BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
+                f"WHEN NEW.artifact_location NOT IN ('', {row}) BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
             )
 
 
@@ -107,7 +108,7 @@ async def _confine(database: str, wanted: str) -> None:
             # Not valid: what is there already stays, and may not be changed.
             await connection.execute(
                 "ALTER TABLE experiments ADD CONSTRAINT smooth_place "
-                f"CHECK (artifact_location = {OWN_PLACE.format(row='')}) NOT VALID"
+                f"CHECK (artifact_location IN ('', {OWN_PLACE.format(row='')})) NOT VALID"
             )
     finally:
         await connection.close()

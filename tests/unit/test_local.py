@@ -175,7 +175,7 @@ def test_the_database_refuses_a_place_of_an_experiments_own(tmp_path: Path) -> N
     for _ in range(2):
         database.confine_sqlite(path)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("INSERT INTO experiments (artifact_location) VALUES (NULL)")
+        connection.execute("INSERT INTO experiments (artifact_location) VALUES ('')")
         connection.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/2' WHERE experiment_id = 2")
         for place in ("file:///etc", "mlflow-artifacts:/1", "mlflow-artifacts:/2/../1"):
             with pytest.raises(sqlite3.IntegrityError, match="leave artifact_location out"):
