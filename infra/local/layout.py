@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import socket
 import sys
 from dataclasses import dataclass
@@ -143,8 +144,13 @@ def is_free(port: int, address: str = HOST) -> bool:
     return True
 
 
+def quiet_port() -> int:
+    """A free port that the system gives to nobody who asks for any, so that it stays free until it is used."""
+    return next(port for port in random.sample(range(20_000, 32_768), 1000) if is_free(port))
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, for the parts of Ray that no person ever addresses."""
+    """Ports that nobody listens on now; somebody may before they are used."""
     probes = [socket.create_server((HOST, 0)) for _ in range(count)]
     try:
         return [int(probe.getsockname()[1]) for probe in probes]

@@ -7,26 +7,23 @@ health) stays on loopback.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from typing import Any
 
 from infra.local import http
 from infra.local.access import RAY_HOST, Access
-from infra.local.layout import DASHBOARD_PORT, HOST, RAY_PORT, ClusterError, Port, free_ports, program, write_private
+from infra.local.layout import DASHBOARD_PORT, HOST, RAY_PORT, ClusterError, Port, program, quiet_port, write_private
 from infra.local.processes import Record
 from infra.local.service import Service
 
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's variable for more than one node where it can't be told from the system; "0" means loopback."""
-HEAD_INNER = ("ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
-NODE_INNER = (
-    "dashboard-agent-listen-port",
-    "metrics-export-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-)
-# Free ports for tasks: Ray's own range would collide with a head that a user moved into it.
-TASK_PORTS = ("--min-worker-port=0", "--max-worker-port=0")
+# Ray takes what is free when it listens: a port chosen before may be somebody else's by then, and two nodes fit one
+# machine. Only its client server (ray://), which can't be left out, wants a number. Tasks have free ports, too: Ray's
+# own range would collide with a head that a user moved into it.
+INNER = ("--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0")
 NODE_OBJECTS = 512_000_000
 """Bytes of shared memory of a further node; the head has Ray's default, a third of the machine's."""
 LOG_BYTES, OLD_LOGS = 10_000_000, 3
@@ -39,6 +36,14 @@ class _Node(Service):
         found = super().environment() | rotation
         found.pop("PREFECT_API_AUTH_STRING", None)
         return found
+
+    def living_nodes(self) -> list[dict[str, Any]]:
+        """What the head knows of its nodes; nothing as long as it does not answer to our token."""
+        nodes = f"{self.access.url(DASHBOARD_PORT.variable)}/api/v0/nodes"
+        answer = http.request(nodes, headers=self.access.ray_headers())
+        if answer is None or answer[0] != 200:
+            return []
+        return [node for node in json.loads(answer[1])["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
 
 class RayHead(_Node):
@@ -58,7 +63,7 @@ class RayHead(_Node):
         folder.mkdir(mode=0o700)
 
     def command(self) -> list[str]:
-        """In the foreground: one process owns all others. On free inner ports: two heads fit one machine."""
+        """In the foreground: one process owns all others."""
         return [
             *(program("ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
             f"--node-ip-address={HOST}",
@@ -67,23 +72,21 @@ class RayHead(_Node):
             f"--dashboard-port={self.number(DASHBOARD_PORT)}",
             f"--num-cpus={max(2, os.cpu_count() or 1)}",
             f"--temp-dir={self.layout.ray_folder}",
-            *TASK_PORTS,
-            *(f"--{name}={port}" for name, port in zip(HEAD_INNER, free_ports(len(HEAD_INNER)), strict=True)),
+            f"--ray-client-server-port={quiet_port()}",
+            *INNER,
         ]
 
     def environment(self) -> dict[str, str]:
         """With the two ports that are no options."""
-        names = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
-        inner = dict(zip(names, map(str, free_ports(len(names))), strict=True))
-        return super().environment() | inner | {ONE_MACHINE: "0"}
+        return super().environment() | {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0", ONE_MACHINE: "0"}
 
     def listens_on(self, port: Port) -> str:
         """The dashboard is for people."""
         return self.options.bind if port == DASHBOARD_PORT else HOST
 
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
-        """Whether the job API answers with our token."""
-        return http.is_ok(f"{self.url()}/api/jobs/", self.access.ray_headers())
+        """Whether its own node is there: the job API answers long before."""
+        return any(node["is_head_node"] for node in self.living_nodes())
 
     def url(self) -> str:
         """The dashboard."""
@@ -100,11 +103,6 @@ class RayNode(_Node):
         super().__init__(access)
         self.name = f"{self.PREFIX}{index}"
         self.title = f"Ray node {index}"
-        self._inner: dict[str, int] = {}
-
-    def prepare(self) -> None:
-        """Choose its ports: on one machine, nodes can't share Ray's defaults."""
-        self._inner = dict(zip(NODE_INNER, free_ports(len(NODE_INNER)), strict=True))
 
     def command(self) -> list[str]:
         """In the foreground."""
@@ -112,19 +110,14 @@ class RayNode(_Node):
             *(program("ray"), "start", "--block", "--disable-usage-stats", "--num-cpus=1", "--num-gpus=0"),
             f"--address={RAY_HOST}:{self.number(RAY_PORT)}",
             f"--object-store-memory={NODE_OBJECTS}",
-            *TASK_PORTS,
-            *(f"--{name}={port}" for name, port in self._inner.items()),
+            f"--node-name={self.name}",
+            *INNER,
         ]
 
     def environment(self) -> dict[str, str]:
         """It may join; its own address is the one that it reaches the head from, loopback."""
         return super().environment() | {ONE_MACHINE: "1"}
 
-    def recorded_ports(self) -> dict[str, int]:
-        """Its health is asked on an inner port."""
-        return self._inner
-
-    def is_healthy(self, record: Record) -> bool:
+    def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
         """Whether the head counts it among the living."""
-        agent = record.ports.get("dashboard-agent-listen-port", 0)
-        return http.is_ok(f"http://{HOST}:{agent}/api/local_raylet_healthz", self.access.ray_headers())
+        return any(node["node_name"] == self.name for node in self.living_nodes())

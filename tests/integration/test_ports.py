@@ -317,7 +317,8 @@ def test_open_to_others_nothing_answers_without_its_credential(
     answers = stranger.ask(http=[*asked, *public])["http"]
     refused, shown = answers[: len(asked)], answers[len(asked) :]
     for item, (status, text) in zip(asked, refused, strict=True):
-        assert status in (401, 403), (item[:3], status, text)
+        expected = (401, 403, 404) if ".." in item[2] or "%2e" in item[2] else (401, 403)  # another path, or none
+        assert status in expected, (item[:3], status, text)
     secrets = credentials.read(open_cluster.layout.credentials).values()
     for item, (status, text) in zip(public, shown, strict=True):
         assert status == 200, item
