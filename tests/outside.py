@@ -41,7 +41,7 @@ def request(host: str, method: str, number: int, path: str, headers: dict[str, s
 
 def call(host: str, number: int, method: str, metadata: list[list[str]]) -> str:
     """GRPC's status for an empty message."""
-    import grpc
+    import grpc  # type: ignore[import-untyped]
 
     with grpc.insecure_channel(f"{host}:{number}") as channel:
         try:

@@ -18,7 +18,7 @@ import pytest
 
 from infra.local import database, http, processes
 from infra.local.access import Access
-from infra.local.layout import HOST, PORTS, ClusterError, Layout, free_ports
+from infra.local.layout import HOST, PORTS, ClusterError, Layout, free_ports, is_free
 from infra.local.options import Options
 from infra.local.services import MLflowServer, PrefectServer, Service
 
@@ -46,7 +46,7 @@ def running(command: list[str], port: int, **changed: str) -> Iterator[None]:
         children: list[psutil.Process] = []
         try:
             deadline = time.monotonic() + 60
-            while HOST not in {item.laddr.ip for item in psutil.net_connections() if item.laddr.port == port}:
+            while is_free(port):
                 assert time.monotonic() < deadline, command
                 time.sleep(0.2)
             yield
