@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOOTH_HOME ?= .smooth
 STAMP := .venv/.smooth-setup
+CHOICES = SMOOTH_BIND="$${BIND:-$${SMOOTH_BIND:-}}" SMOOTH_WORKERS="$${WORKERS:-$${SMOOTH_WORKERS:-}}"
 .PHONY: setup demo test lint bench cluster-up cluster-down cluster-status backup restore clean help
 
 setup: $(STAMP)  ## Make .venv with every locked version (once; minutes, 7 GB)
@@ -39,14 +40,14 @@ bench: setup  ## Run the benchmarks (long; keep the machine quiet)
 	@for script in tests/benchmarks/bench_*.py; do \
 	  module=$${script%.py}; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python -m "$${module//\//.}"; done
 
-cluster-up: setup  ## Start Ray, MLflow and Prefect on loopback
-	@$(BIN)/python -m infra.local up
+cluster-up: setup  ## Start Ray, MLflow and Prefect on loopback (BIND=0.0.0.0: for others, too; WORKERS=4: more Ray nodes)
+	@$(CHOICES) $(BIN)/python -m infra.local up
 
 cluster-down:  ## Stop what cluster-up started
 	@[[ ! -f $(STAMP) ]] || $(BIN)/python -m infra.local down
 
-cluster-status: setup  ## Tell the health of each service
-	@$(BIN)/python -m infra.local status
+cluster-status: setup  ## Tell the health of each service (JSON=1: for programs)
+	@$(BIN)/python -m infra.local status $(if $(JSON),--json)
 
 backup: setup  ## Save all runs, models and artifacts while the cluster runs (TO=folder)
 	@$(BIN)/python -m infra.backup save $${TO:+--to "$$TO"}

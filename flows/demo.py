@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import FlowRun, Log
 from prefect.deployments import arun_deployment
 from prefect.events import Event
 from prefect.events.subscribers import FlowRunSubscriber
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from smooth import settings, store
@@ -121,12 +121,13 @@ def main(
     if not settings.state_file().is_file():
         _fail("no local cluster is up: run `make cluster-up`")
     api = cast(str, json.loads(settings.state_file().read_text())["prefect_api"])
+    login = settings.credentials().get("SMOOTH_PREFECT_AUTH")
     try:
         config = RunConfig.load(preset, overrides)
     except ConfigError as error:
         _fail(str(error))
     try:
-        with temporary_settings({PREFECT_API_URL: api}):
+        with temporary_settings({PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: login}):
             flow_run = asyncio.run(run(preset, overrides, console))
     except KeyboardInterrupt:
         _fail("stopped watching; the flow run goes on (its page above has the button that cancels it)")

@@ -23,6 +23,17 @@ def state_file() -> Path:
     return home() / "cluster" / "state.json"
 
 
+def credentials() -> dict[str, str]:
+    """Name -> secret of the running local cluster, if it demands any (``make cluster-up BIND=...``)."""
+    path = _state().get("credentials")
+    return dict(line.split("=", 1) for line in Path(path).read_text().splitlines() if line) if path else {}
+
+
+def _state() -> dict[str, str | None]:
+    path = state_file()
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 class Services(BaseModel):
     """Addresses of the services; None where nothing is known."""
 
@@ -39,8 +50,6 @@ class Services(BaseModel):
     @classmethod
     def load(cls) -> Self:
         """Read the environment, and the local cluster's state file for what it leaves open."""
-        path = state_file()
-        state = json.loads(path.read_text()) if path.is_file() else {}
         variables = {
             "ray_address": "RAY_ADDRESS",
             "ray_dashboard": "RAY_API_SERVER_ADDRESS",
@@ -48,4 +57,14 @@ class Services(BaseModel):
             "mlflow_uri": "MLFLOW_TRACKING_URI",
         }
         given = {field: os.environ[name] for field, name in variables.items() if os.environ.get(name)}
-        return cls.model_validate(state | given)
+        return cls.model_validate(_state() | given)
+
+    def log_in(self) -> None:
+        """Have MLflow's client send the local cluster's password, to that cluster and to no other server.
+
+        The client reads it from the environment alone; what is set there already is left as it is.
+        """
+        if self.mlflow_uri != _state().get("mlflow_uri") or os.environ.get("MLFLOW_TRACKING_USERNAME"):
+            return
+        if password := credentials().get("SMOOTH_MLFLOW_PASSWORD"):
+            os.environ |= {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}

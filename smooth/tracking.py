@@ -54,7 +54,9 @@ def tracking_uri() -> str:
 
     Workers may run in another directory: hand them this value as ``MLFLOW_TRACKING_URI``.
     """
-    if uri := Services.load().mlflow_uri:
+    services = Services.load()
+    if uri := services.mlflow_uri:
+        services.log_in()
         return uri
     database = home() / "mlflow.db"
     database.parent.mkdir(parents=True, exist_ok=True)

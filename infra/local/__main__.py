@@ -9,24 +9,28 @@ import sys
 import time
 
 from infra.local.cluster import DEPLOYMENT, Health, LocalCluster, changing
-from infra.local.layout import PREFECT_PORT, ClusterError, Layout
+from infra.local.layout import ClusterError, Layout
 
 
 def up(layout: Layout) -> int:
     """Start what is missing and print where everything is."""
     begin = time.monotonic()
     with changing(layout) as cluster:
-        started = cluster.up()
+        changed = cluster.up()
+    started = [name for name in changed if name in cluster.names]
+    if removed := [name for name in changed if name not in cluster.names]:
+        print(f"stopped {', '.join(removed)}")
     if started:
         print(f"started {', '.join(started)} in {time.monotonic() - begin:.0f} s; logs: {layout.home / 'cluster'}")
-    else:
+    elif not removed:
         print("the cluster is up already; nothing was changed")
     for service in cluster.services:
         if url := service.url():
             print(f"  {service.title:<8} {url}")
-    if cluster.ports[PREFECT_PORT.variable] != PREFECT_PORT.default:
-        api = f"http://127.0.0.1:{cluster.ports[PREFECT_PORT.variable]}/api"
-        print(f"Prefect's own commands need, on this port:  export PREFECT_API_URL={api}")
+    if cluster.options.is_open:
+        print(f"on {cluster.options.bind} everything asks for a credential of {layout.credentials}")
+    for name, value in cluster.access.hints().items():
+        print(f"Prefect's own commands need here:  export {name}={value}")
     print(f"run the chain:  make demo  or  .venv/bin/prefect deployment run {DEPLOYMENT} --watch")
     return 0
 
@@ -50,7 +54,7 @@ def status(layout: Layout, as_json: bool) -> int:
     else:
         for part in parts:
             pid = f"pid {part.pid}" if part.pid else ""
-            print(f"{part.title:<8} {part.status:<14} {pid:<12} {part.url or ''}".rstrip())
+            print(f"{part.title:<12} {part.status:<14} {pid:<12} {part.url or ''}".rstrip())
     return 0 if all(part.status == "healthy" for part in parts) else 1
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +15,18 @@ from pathlib import Path
 
 import psutil
 
-from infra.local import http, processes
-from infra.local.layout import HOST, PORTS, PREFECT_PORT, PROJECT, RAY_PORT, ClusterError, Layout, is_free, program
-from infra.local.services import SERVICES, PrefectServer, PrefectWorker, RayHead, Service, addresses
+from infra.local import deployments, processes
+from infra.local.access import Access
+from infra.local.deployments import DEPLOYMENT
+from infra.local.layout import PORTS, PROJECT, ClusterError, Layout, is_free, write_private
+from infra.local.nodes import RayNode
+from infra.local.options import Options
+from infra.local.services import SERVICES, PrefectServer, PrefectWorker, RayHead, Service
+
+__all__ = ["DEPLOYMENT", "Health", "LocalCluster", "changing"]
 
 START_SECONDS = 180.0
 LOG_LINES = 15
-DEPLOYMENT = "smooth-train/full"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Health:
     name: str
     title: str
     status: str
-    """``healthy``, ``not answering`` or ``stopped``."""
+    """``healthy``, ``not answering``, ``not logging`` (it works, but what it says is lost) or ``stopped``."""
     pid: int | None
     url: str | None
 
@@ -44,9 +46,18 @@ class LocalCluster:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._records = {service.name: processes.read_record(layout.record(service.name)) for service in SERVICES}
+        self._known_nodes = _known_nodes(layout)
+        names = [service.name for service in SERVICES] + [f"{RayNode.PREFIX}{index}" for index in self._known_nodes]
+        self._records = {name: processes.read_record(layout.record(name)) for name in names}
+        self._is_running = any(record is not None and record.process() for record in self._records.values())
+        options = Options.read(layout.options) if self._is_running else Options()
         self.ports = self._resolve_ports()
-        self.services = [service(layout, self.ports) for service in SERVICES]
+        self._set_access(Access.load(layout, options, self.ports))
+
+    def _set_access(self, access: Access) -> None:
+        self.access, self.options = access, access.options
+        head, *rest = (service(access) for service in SERVICES)
+        self.services = [head, *(RayNode(access, index + 1) for index in range(self.options.workers)), *rest]
 
     def _resolve_ports(self) -> dict[str, int]:
         """Port variable -> number: where a living service listens, else where the variable says."""
@@ -63,32 +74,47 @@ class LocalCluster:
             return list(pool.map(self._health, self.services))
 
     def _health(self, service: Service) -> Health:
-        record = self._records[service.name]
+        record = self._records.get(service.name)
         if record is None or record.process() is None:
             return Health(service.name, service.title, "stopped", None, None)
         status = "healthy" if service.is_healthy(record) else "not answering"
+        if record.keeper.process() is None:
+            status = "not logging"
         return Health(service.name, service.title, status, record.pid, service.url())
 
     def up(self) -> list[str]:
-        """Start what does not run, restart what does not answer, and return the names of what was started.
+        """Start what does not run, restart what does not answer, and return the names of what was started or removed.
 
         Raises:
             ClusterError: a port is taken, or a service does not come up.
         """
         self._check_moved_ports()
+        options = Options.asked(self.options if self._is_running else None)
+        self._set_access(Access.make(self.layout, options, self.ports))
+        surplus = [node for index in self._known_nodes if (node := RayNode(self.access, index)).name not in self.names]
+        removed = [node.name for node in surplus if self._stop(node)]
         sick = {health.name for health in self.health() if health.status != "healthy"}
         if self._state_text() != (self.layout.state.read_text() if self.layout.state.is_file() else ""):
             sick.add(PrefectWorker.name)  # its environment holds the addresses of before
-        started = [service for service in self.services if service.name in sick]
-        for service in started:
-            self._stop(service)
-        self._check_free_ports(started)
-        self._start_all(started)
-        self._register_deployments()
-        temporary = self.layout.state.with_suffix(".partial")
-        temporary.write_text(self._state_text())
-        temporary.replace(self.layout.state)
-        return [service.name for service in started]
+        if RayHead.name in sick:
+            sick |= {service.name for service in self.services if isinstance(service, RayNode)}
+        starting = [service for service in self.services if service.name in sick]
+        with ThreadPoolExecutor(len(self.services)) as pool:
+            list(pool.map(self._stop, starting))
+        self._check_free_ports(starting)
+        self.options.save(self.layout.options)
+        self._start_all(starting)
+        deployments.register(self.access, self._worker().environment())
+        write_private(self.layout.state, self._state_text())
+        return [*removed, *(service.name for service in starting)]
+
+    @property
+    def names(self) -> set[str]:
+        """Of the services that the cluster shall have."""
+        return {service.name for service in self.services}
+
+    def _worker(self) -> Service:
+        return next(service for service in self.services if isinstance(service, PrefectWorker))
 
     def down(self) -> dict[str, int]:
         """Stop every process of the cluster; name -> how many processes there were.
@@ -96,11 +122,15 @@ class LocalCluster:
         The worker goes first: it ends its flows, and they end their Ray jobs.
         """
         self.layout.state.unlink(missing_ok=True)
-        stopped = {service.name: self._stop(service) for service in self.services if service.name == PrefectWorker.name}
-        rest = [service for service in self.services if service.name not in stopped]
+        nodes = [RayNode(self.access, index) for index in self._known_nodes]
+        services = [service for service in self.services if not isinstance(service, RayNode)] + nodes
+        stopped = {service.name: self._stop(service) for service in services if service.name == PrefectWorker.name}
+        rest = [service for service in services if service.name not in stopped]
         with ThreadPoolExecutor(len(rest)) as pool:
             stopped |= dict(zip([service.name for service in rest], pool.map(self._stop, rest), strict=True))
         self._keep_ray_logs()
+        self.layout.prefect_profiles.unlink(missing_ok=True)
+        self.layout.options.unlink(missing_ok=True)
         return stopped
 
     def _check_moved_ports(self) -> None:
@@ -115,37 +145,41 @@ class LocalCluster:
         for service in services:
             for port in service.ports:
                 number = service.number(port)
-                if not is_free(number):
+                if not is_free(number, service.listens_on(port)):
                     raise ClusterError(
                         f"port {number} of {service.title} is taken{_listener(number)}; "
                         f"free it, or set {port.variable} to another port"
                     )
 
     def _start_all(self, services: list[Service]) -> None:
-        """Start all at once; only the worker waits, for the server that it reports to."""
-        waiting = [service for service in services if isinstance(service, PrefectWorker)]
+        """Start all at once; Ray's nodes wait for its head, and the worker for the server that it reports to."""
+        waiting: dict[str, type[Service]] = {
+            service.name: PrefectServer if isinstance(service, PrefectWorker) else RayHead
+            for service in services
+            if isinstance(service, PrefectWorker | RayNode)
+        }
         for service in services:
-            if service not in waiting:
+            if service.name not in waiting:
                 self._start(service)
-        if waiting:
-            for service in self.services:
-                if isinstance(service, PrefectServer):
-                    self._await(service)
-            for service in waiting:
+        for kind in (RayHead, PrefectServer):
+            held = [service for service in services if waiting.get(service.name) is kind]
+            if held:
+                self._await(next(service for service in self.services if isinstance(service, kind)))
+            for service in held:
                 self._start(service)
         for service in services:
             self._await(service)
+            service.finish()
 
     def _start(self, service: Service) -> None:
-        if isinstance(service, RayHead):
-            self._prepare_ray()
+        service.prepare()
         self._records[service.name] = processes.start(
             service.command(),
             environment=service.environment(),
             folder=PROJECT,
             log=self.layout.log(service.name),
             record=self.layout.record(service.name),
-            ports={port.variable: service.number(port) for port in service.ports},
+            ports=service.recorded_ports(),
         )
 
     def _await(self, service: Service) -> None:
@@ -160,22 +194,10 @@ class LocalCluster:
         raise ClusterError(f"{service.title} did not come up; the end of {log}:\n{tail}")
 
     def _stop(self, service: Service) -> int:
-        count = processes.stop(self._records[service.name], self.layout.marker(service.name))
+        count = processes.stop(self._records.get(service.name), self.layout.marker(service.name))
         self.layout.record(service.name).unlink(missing_ok=True)
         self._records[service.name] = None
         return count
-
-    def _prepare_ray(self) -> None:
-        """Make the token and an empty folder that only this user can enter."""
-        if not self.layout.token.is_file():
-            descriptor = os.open(self.layout.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as handle:
-                handle.write(secrets.token_hex(32))
-        folder = self.layout.ray_folder
-        if folder.exists() and folder.stat().st_uid != os.getuid():
-            raise ClusterError(f"{folder} belongs to another user; remove it")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
 
     def _keep_ray_logs(self) -> None:
         """Move the last session's logs to the others and leave nothing of Ray behind."""
@@ -186,32 +208,16 @@ class LocalCluster:
             shutil.copytree(logs, kept, symlinks=True)
         shutil.rmtree(self.layout.ray_folder, ignore_errors=True)
 
-    def _register_deployments(self) -> None:
-        """Register the deployments, unless the server has them as they are now."""
-        server = f"http://{HOST}:{self.ports[PREFECT_PORT.variable]}/api"
-        file = PROJECT / "infra" / "prefect.yaml"
-        sources = [file, *sorted((PROJECT / "flows").glob("*.py"))]
-        digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
-        known = self.layout.deployed.read_text() if self.layout.deployed.is_file() else ""
-        if known == digest and http.is_ok(f"{server}/deployments/name/{DEPLOYMENT}"):
-            return
-        environment = next(service for service in self.services if isinstance(service, PrefectWorker)).environment()
-        command = [program("prefect"), "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
-        result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise ClusterError(f"the deployments could not be registered:\n{result.stdout}{result.stderr}")
-        self.layout.deployed.write_text(digest)
-
     def _state_text(self) -> str:
-        client = addresses(self.layout, self.ports)
-        state = {
-            "ray_address": f"{HOST}:{self.ports[RAY_PORT.variable]}",
-            "ray_dashboard": client["RAY_API_SERVER_ADDRESS"],
-            "ray_token_path": client["RAY_AUTH_TOKEN_PATH"],
-            "mlflow_uri": client["MLFLOW_TRACKING_URI"],
-            "prefect_api": client["PREFECT_API_URL"],
-        }
-        return json.dumps(state, indent=2) + "\n"
+        return json.dumps(self.access.state(), indent=2) + "\n"
+
+
+def _known_nodes(layout: Layout) -> list[int]:
+    """Indices of Ray's nodes of which a record or a process is there, whoever started them."""
+    prefix = layout.marker(RayNode.PREFIX)
+    names = [path.stem for path in layout.record(RayNode.PREFIX).parent.glob(f"{RayNode.PREFIX}*.json")]
+    names += [RayNode.PREFIX + marker.removeprefix(prefix) for marker in processes.marked(prefix)]
+    return sorted({int(name.removeprefix(RayNode.PREFIX)) for name in names})
 
 
 @contextmanager

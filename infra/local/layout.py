@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import socket
 import sys
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ class Layout:
         """The layout of this environment."""
         return cls(settings.home())
 
+    @classmethod
+    def default(cls) -> Layout:
+        """The layout that the checkout's pyproject.toml tells Prefect's commands of."""
+        return cls(PROJECT / ".smooth")
+
     @property
     def state(self) -> Path:
         """Addresses for clients (:mod:`smooth.settings`), there while the cluster is up."""
@@ -68,6 +74,21 @@ class Layout:
     def token(self) -> Path:
         """The token that every client of Ray sends."""
         return self.home / "cluster" / "ray.token"
+
+    @property
+    def options(self) -> Path:
+        """What the cluster was started with (:mod:`infra.local.options`), for this user's eyes alone."""
+        return self.home / "cluster" / "options.json"
+
+    @property
+    def credentials(self) -> Path:
+        """Passwords and tokens (:mod:`infra.credentials`), for this user's eyes alone."""
+        return self.home / "cluster" / "credentials.env"
+
+    @property
+    def prefect_profiles(self) -> Path:
+        """Where Prefect's own commands find the auth string; there while the cluster demands one."""
+        return self.home / "cluster" / "prefect-profiles.toml"
 
     @property
     def deployed(self) -> Path:
@@ -98,24 +119,38 @@ class Layout:
         return f"{self.home}#{service}"
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read; whoever reads it sees the old text or the new one."""
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(text)
+    temporary.replace(path)
+
+
 def program(name: str) -> str:
     """Full path of a console script of this environment."""
     return str(Path(sys.executable).with_name(name))
 
 
-def is_free(port: int) -> bool:
-    """Whether a server could listen on ``port`` of loopback."""
+def is_free(port: int, address: str = HOST) -> bool:
+    """Whether a server could listen on ``port`` of ``address``."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((address, port))
         except OSError:
             return False
     return True
 
 
+def quiet_port() -> int:
+    """A free port that the system gives to nobody who asks for any, so that it stays free until it is used."""
+    return next(port for port in random.sample(range(20_000, 32_768), 1000) if is_free(port))
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, for the parts of Ray that no person ever addresses."""
+    """Ports that nobody listens on now; somebody may before they are used."""
     probes = [socket.create_server((HOST, 0)) for _ in range(count)]
     try:
         return [int(probe.getsockname()[1]) for probe in probes]

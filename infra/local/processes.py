@@ -1,4 +1,4 @@
-"""Start, recognise and stop processes: by pid and creation time, never by name.
+"""Start, recognise and stop processes: by pid and time of start, never by name.
 
 Every process of a service inherits :data:`MARKER` in its environment, so what a crash left behind
 (a child whose parent died, a process started before its record was written) is found as well.
@@ -8,36 +8,78 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from infra.local import logs
+
 MARKER = "SMOOTH_CLUSTER_SERVICE"
 GRACE_SECONDS = 10.0
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Record(BaseModel):
-    """A started process. ``created`` tells it from a later process with the same pid."""
+class Identity(BaseModel):
+    """One process: what has the same pid later, or after the next boot, is another."""
 
     model_config = ConfigDict(frozen=True)
 
     pid: int
-    created: float
-    """Seconds since the epoch, as the kernel counts."""
-    ports: dict[str, int] = {}
-    """Environment variable of a port -> number."""
+    start: str
+    """Boot and clock tick of its start. Not the time of day: setting the clock would change it."""
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The process that has ``pid`` now.
+
+        Raises:
+            psutil.NoSuchProcess: none has.
+        """
+        if not BOOT.exists():  # not Linux
+            return cls(pid=pid, start=str(psutil.Process(pid).create_time()))
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise psutil.NoSuchProcess(pid) from error
+        ticks = text.rpartition(")")[2].split()[19]  # field 22 of proc(5); the name in brackets may hold anything
+        return cls(pid=pid, start=f"{BOOT.read_text().strip()}:{ticks}")
 
     def process(self) -> psutil.Process | None:
         """The process, or None when it has ended."""
         try:
             process = psutil.Process(self.pid)
-            if process.create_time() != self.created or process.status() == psutil.STATUS_ZOMBIE:
+            if Identity.of(self.pid) != self or process.status() == psutil.STATUS_ZOMBIE:
                 return None
         except psutil.NoSuchProcess:
             return None
         return process
+
+
+class Record(BaseModel):
+    """A started service."""
+
+    model_config = ConfigDict(frozen=True)
+
+    main: Identity
+    keeper: Identity
+    """Who writes its log (:mod:`infra.local.logs`)."""
+    created: float
+    """Seconds since the epoch at its start."""
+    ports: dict[str, int] = {}
+    """Environment variable of a port -> number."""
+
+    @property
+    def pid(self) -> int:
+        """Of the process that owns all others of the service."""
+        return self.main.pid
+
+    def process(self) -> psutil.Process | None:
+        """The process that owns all others of the service, or None when it has ended."""
+        return self.main.process()
 
 
 def read_record(path: Path) -> Record | None:
@@ -54,21 +96,31 @@ def start(
     """Start ``command`` in a session of its own, out of reach of the terminal's signals, and write its record."""
     log.parent.mkdir(parents=True, exist_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    made = Record(pid=child.pid, created=psutil.Process(child.pid).create_time(), ports=ports)
+    # Should this process be killed now: an end of the pipe that nobody holds any more ends the other one.
+    reader, writer = os.pipe()
+    apart: dict[str, Any] = {"env": environment, "cwd": folder, "start_new_session": True}
+    try:
+        keep = [sys.executable, "-I", "-S", logs.__file__, str(log)]
+        keeper = subprocess.Popen(keep, stdin=reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **apart)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.STDOUT, **apart)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    made = Record(
+        main=Identity.of(child.pid),
+        keeper=Identity.of(keeper.pid),
+        created=psutil.Process(child.pid).create_time(),
+        ports=ports,
+    )
     temporary = record.with_suffix(".partial")
     temporary.write_text(made.model_dump_json())
     temporary.replace(record)
     return made
+
+
+def marked(prefix: str) -> set[str]:
+    """Markers of living processes that begin with ``prefix``."""
+    return {marker for process in psutil.process_iter() if (marker := _marker(process)) and marker.startswith(prefix)}
 
 
 def members(record: Record | None, marker: str) -> list[psutil.Process]:

@@ -1,181 +1,152 @@
-"""The four services: how each is started, on which ports, and how it tells that it is well."""
+"""MLflow, Prefect and its worker: how each is started, on which ports, and how it tells that it is well."""
 
 from __future__ import annotations
 
 import json
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+import socket
 from datetime import datetime
-from pathlib import Path
-from typing import ClassVar
 
-from infra.local import http
-from infra.local.layout import (
-    DASHBOARD_PORT,
-    HOST,
-    MLFLOW_PORT,
-    POOL,
-    PREFECT_PORT,
-    PROJECT,
-    RAY_PORT,
-    Layout,
-    Port,
-    free_ports,
-    program,
-)
-from infra.local.processes import MARKER, Record
+from infra.local import database, http
+from infra.local.layout import MLFLOW_PORT, POOL, PREFECT_PORT, Port, program
+from infra.local.nodes import RayHead
+from infra.local.options import ANYWHERE, addresses_of_this_machine
+from infra.local.processes import Record
+from infra.local.service import OURS, Service
 
-OURS = ("RAY_", "PREFECT_", "MLFLOW_", "SMOOTH_CLUSTER_")
+__all__ = ["OURS", "SERVICES", "MLflowServer", "PrefectServer", "PrefectWorker", "RayHead", "Service"]
 
-Ports = Mapping[str, int]
-"""Environment variable of a port -> the number in use."""
-
-
-class Service(ABC):
-    """One part of the cluster."""
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    ports: ClassVar[tuple[Port, ...]] = ()
-
-    def __init__(self, layout: Layout, ports: Ports) -> None:
-        self.layout = layout
-        self._numbers = ports
-
-    @abstractmethod
-    def command(self) -> list[str]:
-        """The program and its arguments."""
-
-    @abstractmethod
-    def is_healthy(self, record: Record) -> bool:
-        """Whether the service that ``record`` describes does its work."""
-
-    def url(self) -> str | None:
-        """Where a person finds it, if it has a page."""
-        return None
-
-    def environment(self) -> dict[str, str]:
-        """Our settings and the user's environment without theirs, so that a stray variable changes nothing."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
-        path = f"{Path(program('python')).parent}{os.pathsep}{inherited.get('PATH', '')}"
-        return (
-            inherited
-            | addresses(self.layout, self._numbers)
-            | {
-                "PATH": path,
-                MARKER: self.layout.marker(self.name),
-                "SMOOTH_HOME": str(self.layout.home),
-                "SMOOTH_PROJECT": str(PROJECT),
-                "PYTHONUNBUFFERED": "1",
-                "DO_NOT_TRACK": "1",
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-                "PREFECT_HOME": str(self.layout.home / "prefect"),
-                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            }
-        )
-
-    def number(self, port: Port) -> int:
-        """The number of a port in use."""
-        return self._numbers[port.variable]
-
-
-def addresses(layout: Layout, ports: Ports) -> dict[str, str]:
-    """The variables that lead a client to this cluster."""
-    return {
-        "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{ports[DASHBOARD_PORT.variable]}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(layout.token),
-        "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports[MLFLOW_PORT.variable]}",
-        "PREFECT_API_URL": f"http://{HOST}:{ports[PREFECT_PORT.variable]}/api",
-    }
-
-
-class RayHead(Service):
-    """Ray's head node with its dashboard and job API."""
-
-    name = "ray"
-    title = "Ray"
-    ports = (RAY_PORT, DASHBOARD_PORT)
-
-    def command(self) -> list[str]:
-        """In the foreground: one process owns all others. On free inner ports: two heads fit one machine."""
-        inner = ("ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
-        return [
-            *(program("ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
-            f"--node-ip-address={HOST}",
-            f"--port={self.number(RAY_PORT)}",
-            f"--dashboard-host={HOST}",
-            f"--dashboard-port={self.number(DASHBOARD_PORT)}",
-            f"--num-cpus={max(2, os.cpu_count() or 1)}",
-            f"--temp-dir={self.layout.ray_folder}",
-            *(f"--{name}={port}" for name, port in zip(inner, free_ports(len(inner)), strict=True)),
-        ]
-
-    def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
-        """Whether the job API answers with our token."""
-        token = self.layout.token.read_text().strip() if self.layout.token.is_file() else ""
-        return http.is_ok(f"{self.url()}/api/jobs/", {"Authorization": f"Bearer {token}"})
-
-    def url(self) -> str:
-        """The dashboard."""
-        return f"http://{HOST}:{self.number(DASHBOARD_PORT)}"
+# MLflow's users and rights on an open cluster: whoever isn't given rights may read.
+LOGINS = """[mlflow]
+default_permission = READ
+database_uri = {database}
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
 
 
 class MLflowServer(Service):
-    """MLflow's tracking server and registry on SQLite."""
+    """MLflow's tracking server and registry."""
 
     name = "mlflow"
     title = "MLflow"
     ports = (MLFLOW_PORT,)
 
-    def command(self) -> list[str]:
-        """One worker: SQLite has one writer."""
+    def prepare(self) -> None:
+        """Make its folder and its database."""
         folder = self.layout.home / "mlflow"
         folder.mkdir(parents=True, exist_ok=True)
-        return [
-            *(program("mlflow"), "server", "--workers=1", f"--host={HOST}", f"--port={self.number(MLFLOW_PORT)}"),
-            f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}",
-            f"--artifacts-destination={folder / 'artifacts'}",
-        ]
+        if self.options.database:
+            database.prepare(self.options.database, self.name)
+        users = self._database() if self.options.database else f"sqlite:///{folder / 'logins.db'}"
+        (folder / "logins.ini").write_text(LOGINS.format(database=users.replace("%", "%%")))
+
+    def finish(self) -> None:
+        """Keep artifacts in the store: its database is there now."""
+        if self.options.database:
+            database.confine(self.options.database, self.name)
+        else:
+            database.confine_sqlite(self.layout.home / "mlflow" / "mlflow.db")
+
+    def command(self) -> list[str]:
+        """One worker: SQLite has one writer."""
+        login = ["--app-name=basic-auth"] if self.options.is_open else []
+        address = (f"--host={self.options.bind}", f"--port={self.number(MLFLOW_PORT)}")
+        return [program("mlflow"), "server", "--workers=1", *address, *login]
+
+    def _database(self) -> str:
+        if self.options.database:
+            return database.url(self.options.database, self.name, "postgresql+psycopg2")
+        return f"sqlite:///{self.layout.home / 'mlflow' / 'mlflow.db'}"
 
     def environment(self) -> dict[str, str]:
         """Without the job runner of MLflow's evaluation features, which nobody here uses."""
-        return super().environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        folder = self.layout.home / "mlflow"
+        found = super().environment() | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": "^(mlflow-artifacts|models|runs):/[^/]",
+            "MLFLOW_BACKEND_STORE_URI": self._database(),
+            "MLFLOW_ARTIFACTS_DESTINATION": self.options.store or str(folder / "artifacts"),
+        }
+        if self.options.database:
+            found |= database.environment(self.options.database)
+        if self.options.store and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+            found["MLFLOW_S3_ENDPOINT_URL"] = endpoint
+        if self.options.is_open:
+            hosts = self._hosts()
+            found |= {
+                "MLFLOW_AUTH_CONFIG_PATH": str(folder / "logins.ini"),
+                "MLFLOW_AUTH_ADMIN_PASSWORD": self.access.secrets["SMOOTH_MLFLOW_PASSWORD"],
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": self.access.secrets["SMOOTH_MLFLOW_SESSION_KEY"],
+                "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+                "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}" for host in hosts),
+            }
+        return found
+
+    def _hosts(self) -> list[str]:
+        """What a browser may call this server: its addresses, its host's name and ``$SMOOTH_MLFLOW_HOSTS``."""
+        bound = addresses_of_this_machine() if self.options.bind == ANYWHERE else [self.options.bind]
+        names = sorted({*bound, "127.0.0.1", "localhost", socket.gethostname()})
+        more = [host for host in os.environ.get("SMOOTH_MLFLOW_HOSTS", "").split(",") if host]
+        return [*(f"{name}:{self.number(MLFLOW_PORT)}" for name in names), *more]
+
+    def listens_on(self, port: Port) -> str:  # noqa: ARG002
+        """As asked for."""
+        return self.options.bind
 
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
-        """Whether the server answers."""
-        return http.is_ok(f"{self.url()}/health")
+        """Whether the server answers, to our login if it demands one."""
+        return http.is_ok(f"{self.url()}/health") and http.is_ok(f"{self.url()}/version", self.access.mlflow_headers())
 
     def url(self) -> str:
         """The experiments' page."""
-        return f"http://{HOST}:{self.number(MLFLOW_PORT)}"
+        return self.access.url(MLFLOW_PORT.variable)
 
 
 class PrefectServer(Service):
-    """Prefect's server on SQLite."""
+    """Prefect's server."""
 
     name = "prefect"
     title = "Prefect"
     ports = (PREFECT_PORT,)
 
+    def prepare(self) -> None:
+        """Make its database."""
+        if self.options.database:
+            database.prepare(self.options.database, self.name)
+
     def command(self) -> list[str]:
         """The server in the foreground."""
-        return [program("prefect"), "server", "start", f"--host={HOST}", f"--port={self.number(PREFECT_PORT)}"]
+        address = (f"--host={self.options.bind}", f"--port={self.number(PREFECT_PORT)}")
+        return [program("prefect"), "server", "start", *address]
 
     def environment(self) -> dict[str, str]:
-        """With logs streamed to followers (``prefect deployment run --watch``, the demo)."""
+        """With logs streamed to followers (``prefect deployment run --watch``, the demo), for its own pages alone."""
         streams = ("PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED", "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED")
-        return super().environment() | dict.fromkeys(streams, "true")
+        pages = [f"http://{host}:{self.number(PREFECT_PORT)}" for host in ("127.0.0.1", "localhost")]
+        found = super().environment() | dict.fromkeys(streams, "true")
+        found["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(pages)
+        if self.options.database:
+            url = database.url(self.options.database, self.name, "postgresql+asyncpg")
+            found |= {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url, **database.environment(self.options.database)}
+        if self.options.is_open:
+            found["PREFECT_SERVER_API_AUTH_STRING"] = self.access.prefect_login
+            found["PREFECT_SERVER_UI_API_URL"] = "/api"  # by whatever address the browser came
+        return found
+
+    def listens_on(self, port: Port) -> str:  # noqa: ARG002
+        """As asked for."""
+        return self.options.bind
 
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
-        """Whether the server answers."""
-        return http.is_ok(f"{self.url()}/api/health")
+        """Whether the server answers, to our login if it demands one."""
+        return http.is_ok(f"{self.url()}/api/health") and http.is_ok(
+            f"{self.url()}/api/admin/version", self.access.prefect_headers()
+        )
 
     def url(self) -> str:
         """The flow runs' page."""
-        return f"http://{HOST}:{self.number(PREFECT_PORT)}"
+        return self.access.url(PREFECT_PORT.variable)
 
 
 class PrefectWorker(Service):
@@ -190,8 +161,8 @@ class PrefectWorker(Service):
 
     def is_healthy(self, record: Record) -> bool:
         """Whether the server has heard of this very worker, not of one before it."""
-        server = f"http://{HOST}:{self.number(PREFECT_PORT)}"
-        answer = http.request(f"{server}/api/work_pools/{POOL}/workers/filter", body={})
+        workers = f"{self.access.url(PREFECT_PORT.variable)}/api/work_pools/{POOL}/workers/filter"
+        answer = http.request(workers, body={}, headers=self.access.prefect_headers())
         if answer is None or answer[0] != 200:
             return False
         return any(
@@ -203,3 +174,4 @@ class PrefectWorker(Service):
 
 
 SERVICES: tuple[type[Service], ...] = (RayHead, MLflowServer, PrefectServer, PrefectWorker)
+"""Those that every cluster has; :class:`~infra.local.nodes.RayNode` comes beside them."""

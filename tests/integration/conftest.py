@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from infra.local.layout import PORTS, Layout, free_ports
+from infra.local.options import VARIABLES
 from infra.local.services import OURS
 from tests.clusters import ScratchCluster
 
 
 def scratch(home: Path) -> ScratchCluster:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
+    ours = (*OURS, *VARIABLES.values())
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     ports = {port.variable: str(number) for port, number in zip(PORTS, free_ports(len(PORTS)), strict=True)}
     return ScratchCluster(Layout(home), inherited | ports | {"SMOOTH_HOME": str(home)})
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -12,8 +14,9 @@ import pytest
 
 from infra.local import http, processes
 from infra.local.cluster import DEPLOYMENT
-from infra.local.layout import HOST
-from infra.local.processes import Record
+from infra.local.layout import HOST, PROJECT
+from infra.local.options import Options
+from infra.local.processes import Identity, Record
 from infra.local.services import SERVICES
 from smooth.cluster import StageError, submit_stage
 from smooth.config import RunConfig
@@ -82,15 +85,29 @@ def test_a_running_service_can_not_be_moved_by_a_variable(cluster: ScratchCluste
     assert "`make cluster-down` first" in result.stderr
 
 
-def test_a_killed_service_is_noticed_and_started_again_alone(cluster: ScratchCluster) -> None:
+def test_a_missing_worker_and_a_lost_log_are_noticed_and_mended_alone(cluster: ScratchCluster) -> None:
     before = cluster.status()
-    psutil.Process(before["mlflow"]["pid"]).kill()
-    assert cluster.status()["mlflow"]["status"] == "stopped"
+    psutil.Process(before["worker"]["pid"]).kill()
+    record = processes.read_record(cluster.layout.record("mlflow"))
+    assert record is not None
+    psutil.Process(record.keeper.pid).kill()
+    sick = {name: part["status"] for name, part in cluster.status().items() if part["status"] != "healthy"}
+    assert sick == {"mlflow": "not logging", "worker": "stopped"}
     result = cluster.local("up")
-    assert "started mlflow in" in result.stdout, result.stderr
+    assert "started mlflow, worker in" in result.stdout, result.stderr
     after = cluster.status()
     assert {part["status"] for part in after.values()} == {"healthy"}
-    assert [name for name in NAMES if after[name]["pid"] != before[name]["pid"]] == ["mlflow"]
+    assert [name for name in NAMES if after[name]["pid"] != before[name]["pid"]] == ["mlflow", "worker"]
+
+
+def test_what_runs_can_not_become_another_cluster(cluster: ScratchCluster) -> None:
+    secret = "postgresql://me:hidden@127.0.0.1/other"
+    for change in ({"SMOOTH_BIND": "0.0.0.0"}, {"SMOOTH_DATABASE": secret}, {"SMOOTH_STORE": "s3://bucket"}):
+        result = cluster.local("up", **change)
+        assert result.returncode == 2
+        assert next(iter(change)) in result.stderr
+        assert "`make cluster-down` first" in result.stderr
+        assert "hidden" not in result.stdout + result.stderr
 
 
 @pytest.fixture
@@ -135,10 +152,43 @@ def test_down_leaves_no_process_and_no_state(cluster: ScratchCluster) -> None:
     assert "nothing of the cluster was running" in cluster.local("down").stdout
 
 
-def test_a_later_process_with_the_pid_of_a_record_is_not_ours(tmp_path: Path) -> None:
-    own = psutil.Process()
-    assert Record(pid=own.pid, created=own.create_time()).process() == own
-    assert Record(pid=own.pid, created=own.create_time() - 100).process() is None
-    half = tmp_path / "ray.json"
-    half.write_text(json.dumps({"pid": 1})[:-2])
-    assert processes.read_record(half) is None
+def test_after_a_reboot_strangers_with_old_pids_are_left_alone(cluster: ScratchCluster) -> None:
+    """Records of the last boot name pids that others have now."""
+    with psutil.Popen(["sleep", "600"]) as stranger:
+        try:
+            now = Identity.of(stranger.pid)
+            old = Identity(pid=stranger.pid, start=f"another-boot:{now.start.partition(':')[2]}")
+            for name in (*NAMES, "ray-node-3"):
+                record = Record(main=old, keeper=old, created=stranger.create_time(), ports={"SMOOTH_MLFLOW_PORT": 1})
+                cluster.layout.record(name).write_text(record.model_dump_json())
+            cluster.layout.record("ray").write_text('{"pid": 1')  # the power went while it was written
+            cluster.layout.options.write_text(Options(bind="0.0.0.0").model_dump_json())
+            assert {part["status"] for part in cluster.status().values()} == {"stopped"}
+            assert "nothing of the cluster was running" in cluster.local("down").stdout
+            assert stranger.is_running()
+        finally:
+            stranger.kill()
+
+
+def test_up_may_be_killed_at_any_moment(cluster: ScratchCluster) -> None:
+    """Before anything was started, amid the starts, and before the worker is well: the next one makes it whole."""
+    moments = (None, cluster.layout.record("ray"), cluster.layout.record("worker"))
+    for moment in moments:
+        command = [sys.executable, "-m", "infra.local", "up"]
+        with subprocess.Popen(command, cwd=PROJECT, env=cluster.environment, stdout=subprocess.PIPE) as up:
+            deadline = time.monotonic() + 120
+            while moment is not None and not moment.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.3)
+            up.kill()
+        assert not cluster.layout.state.exists()
+    result = cluster.local("up")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {part["status"] for part in cluster.status().values()} == {"healthy"}
+    for name in NAMES:
+        record = processes.read_record(cluster.layout.record(name))
+        assert record is not None
+        for process in processes.members(None, cluster.layout.marker(name)):
+            ancestors = {process.pid, *(parent.pid for parent in process.parents())}
+            assert ancestors & {record.main.pid, record.keeper.pid}, process.cmdline()

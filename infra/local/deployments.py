@@ -1,0 +1,37 @@
+"""The deployments that the Prefect server shall have."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+
+from infra.local import http
+from infra.local.access import Access
+from infra.local.layout import PREFECT_PORT, PROJECT, ClusterError, program
+
+DEPLOYMENT = "smooth-train/full"
+
+
+def register(access: Access, environment: dict[str, str]) -> None:
+    """Register them, unless the server has them as they are now.
+
+    Args:
+        access: where the server is.
+        environment: of Prefect's command.
+
+    Raises:
+        ClusterError: Prefect refuses them.
+    """
+    server = f"{access.url(PREFECT_PORT.variable)}/api"
+    file = PROJECT / "infra" / "prefect.yaml"
+    sources = [file, *sorted((PROJECT / "flows").glob("*.py"))]
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
+    deployed = access.layout.deployed
+    known = deployed.read_text() if deployed.is_file() else ""
+    if known == digest and http.is_ok(f"{server}/deployments/name/{DEPLOYMENT}", access.prefect_headers()):
+        return
+    command = [program("prefect"), "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ClusterError(f"the deployments could not be registered:\n{result.stdout}{result.stderr}")
+    deployed.write_text(digest)

@@ -1,0 +1,405 @@
+"""Every port that the local cluster listens on is in a list here, and a stranger on the network gets nothing from one.
+
+The stranger is a network namespace of the test's own at the other end of a cable: what it reaches, other machines do.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from infra import credentials
+from infra.local import processes
+from infra.local.layout import HOST, PROJECT
+from infra.local.options import ANYWHERE
+from tests import hosts
+from tests.clusters import ScratchCluster
+
+pytestmark = hosts.needed
+
+HERE, THERE = (f"10.213.{os.getpid() % 256}.{number}" for number in (1, 2))
+SECONDS = 60  # for an answer where others compute
+PROBE = PROJECT / "tests" / "outside.py"
+
+# Service, what of it listens -> addresses. "asked" is where BIND says; by default that is loopback, too.
+LISTENERS: dict[tuple[str, str], list[str]] = {
+    ("ray", "gcs_server"): [HOST],
+    ("ray", "raylet"): [HOST] * 2,  # node manager, object manager
+    ("ray", "client server"): [HOST],
+    ("ray", "dashboard"): ["asked", HOST],  # pages and job API; its metrics
+    ("ray", "autoscaler"): [HOST],  # metrics
+    ("ray", "ray::DashboardAgent"): [HOST] * 4,  # HTTP, gRPC, metrics; gRPC as the jobs' own client
+    ("ray", "ray::RuntimeEnvAgent"): [HOST],
+    ("ray-node-1", "raylet"): [HOST] * 2,
+    ("ray-node-1", "ray::DashboardAgent"): [HOST] * 3,
+    ("ray-node-1", "ray::RuntimeEnvAgent"): [HOST],
+    ("mlflow", "mlflow"): ["asked"],
+    ("prefect", "prefect server"): ["asked"],
+    ("worker", "prefect worker"): [HOST],
+}
+TASK = "task"
+"""Drivers and workers of Ray's jobs: a port each, on loopback."""
+
+ROLES = {  # what the command line tells
+    "gcs_server": "/gcs_server ",
+    "raylet": "/raylet/raylet ",
+    "client server": "ray.util.client.server",
+    "dashboard": "/dashboard/dashboard.py",
+    "autoscaler": "/autoscaler/",
+    "ray::DashboardAgent": "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent": "ray::RuntimeEnvAgent",
+    "mlflow": "-m uvicorn",
+    "prefect server": "prefect server start",
+    "prefect worker": "prefect worker start",
+}
+CALLS = (  # one of each of Ray's gRPC services
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "/ray.rpc.RayletDriver/ClusterInfo",
+    "/ray.rpc.ReporterService/GetTraceback",
+    "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+)
+HOLD = "import ray, time; ray.init(log_to_driver=False); held = ray.remote(time.sleep).remote(600); ray.get(held)"
+
+
+@dataclass(frozen=True, order=True)
+class Listener:
+    """A port that somebody could connect to."""
+
+    service: str
+    role: str
+    address: str
+    port: int
+
+
+def listeners(cluster: ScratchCluster) -> list[Listener]:
+    """All TCP ports that processes of the cluster listen on, and all UDP ports that they receive on."""
+    found = set()
+    names = [*cluster.status(), "ray-node-1"]
+    for service in names:
+        record = processes.read_record(cluster.layout.record(service))
+        for process in processes.members(record, cluster.layout.marker(service)):
+            try:
+                sockets, command = process.net_connections("inet"), " ".join([*process.cmdline(), ""])
+            except psutil.NoSuchProcess:
+                continue
+            role = next((role for role, text in ROLES.items() if text in command), TASK)
+            found |= {
+                Listener(service, role, item.laddr.ip.removeprefix("::ffff:"), item.laddr.port)
+                for item in sockets
+                if item.status == psutil.CONN_LISTEN or (item.type.name == "SOCK_DGRAM" and not item.raddr)
+            }
+    return sorted(found)
+
+
+def check_listed(found: list[Listener], asked: str, without: str = "") -> None:
+    """Each is in the list, and nothing of the list is missing."""
+    listed = Counter(
+        (service, role, asked if address == "asked" else address)
+        for (service, role), addresses in LISTENERS.items()
+        for address in addresses
+        if service != without
+    )
+    assert Counter((item.service, item.role, item.address) for item in found if item.role != TASK) == listed
+    assert {item.address for item in found if item.role == TASK} <= {HOST}
+
+
+class Stranger:
+    """A host that shares nothing with this one but a cable."""
+
+    def __init__(self) -> None:
+        self.name = f"smooth-{os.getpid()}-stranger"
+
+    def __enter__(self) -> Stranger:
+        near = f"smo{os.getpid()}"[:15]
+        self._ip("netns", "add", self.name)
+        self._ip("link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        self._ip("address", "add", f"{HERE}/30", "dev", near)
+        self._ip("link", "set", near, "up")
+        self._ip("-netns", self.name, "address", "add", f"{THERE}/30", "dev", "eth0")
+        self._ip("-netns", self.name, "link", "set", "eth0", "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ip("netns", "delete", self.name)  # the cable goes with it
+
+    @staticmethod
+    def _ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    def ask(self, **asked: Any) -> dict[str, Any]:
+        """What this machine answers him."""
+        return probe(["ip", "netns", "exec", self.name], asked | {"host": HERE})
+
+
+def probe(before: list[str], asked: dict[str, Any]) -> dict[str, Any]:
+    result = subprocess.run(
+        [*before, sys.executable, str(PROBE)], input=json.dumps(asked), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[Stranger]:
+    with Stranger() as made:
+        yield made
+
+
+@contextmanager
+def job(cluster: ScratchCluster) -> Iterator[None]:
+    """A job of Ray with a task that goes on."""
+    jobs = f"{cluster.state['ray_dashboard']}/api/jobs/"
+    token = {"Authorization": f"Bearer {cluster.layout.token.read_text()}"}
+    entrypoint = f'{sys.executable} -c "{HOLD}"'
+    answer = httpx.post(jobs, headers=token, json={"entrypoint": entrypoint}, timeout=SECONDS).raise_for_status()
+    try:
+        yield
+    finally:
+        httpx.post(f"{jobs}{answer.json()['submission_id']}/stop", headers=token, timeout=SECONDS).raise_for_status()
+
+
+def test_by_default_nobody_outside_reaches_anything(cluster: ScratchCluster, stranger: Stranger) -> None:
+    up = cluster.local("up", SMOOTH_WORKERS="1")
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert cluster.status()["ray-node-1"]["status"] == "healthy"
+    with job(cluster):
+        found = listeners_with_a_job(cluster)
+        check_listed(found, HOST)
+        ports = [item.port for item in found]
+        assert set(stranger.ask(ports=ports)["ports"]) == {"ConnectionRefusedError"}
+        lasting = [item.port for item in found if item.role != TASK]  # idle workers come and go
+        assert set(probe([], {"host": HOST, "ports": lasting})["ports"]) == {"open"}
+        check_ray_wants_its_token(cluster, found)
+
+
+def listeners_with_a_job(cluster: ScratchCluster) -> list[Listener]:
+    """The same, once the job has its supervisor, its driver and the worker that sleeps."""
+    deadline = time.monotonic() + 120
+    found = listeners(cluster)
+    while Counter(item.role for item in found)[TASK] < 3:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+        found = listeners(cluster)
+    return found
+
+
+def check_ray_wants_its_token(cluster: ScratchCluster, found: list[Listener]) -> None:
+    """Other users of this machine do reach loopback."""
+    ray = [item for item in found if item.service.startswith("ray")]
+    token = [["authorization", f"Bearer {cluster.layout.token.read_text()}"]]
+    wrong = [["authorization", f"Bearer {'f' * 64}"]]
+    calls: list[list[Any]] = [
+        [item.port, method, sent] for item in ray for method in CALLS for sent in ([], wrong, token)
+    ]
+    pages: list[list[Any]] = [
+        ["GET", item.port, path, {}] for item in ray for path in ("/metrics", "/api/jobs/", "/logs")
+    ]
+    answers = probe([], {"host": HOST, "grpc": calls, "http": pages})
+    codes: dict[tuple[int, str], list[str]] = {}
+    for (number, method, _), code in zip(calls, answers["grpc"], strict=True):
+        codes.setdefault((number, method), []).append(code)
+    statuses: dict[int, list[int]] = {}
+    for (_, number, _, _), (status, _) in zip(pages, answers["http"], strict=True):
+        statuses.setdefault(number, []).append(status)
+    open_pages, tasks = [], 0
+    for item in ray:
+        of_port = [codes[item.port, method] for method in CALLS]
+        served = [triple for triple in of_port if set(triple) != {"UNIMPLEMENTED"}]
+        if {code for triple in of_port for code in triple} == {"UNAVAILABLE"}:  # it speaks HTTP, or has ended
+            if item.role == TASK:
+                assert set(statuses[item.port]) == {0}
+            elif 200 in statuses[item.port]:
+                open_pages.append((item.service, item.role))
+            else:
+                assert set(statuses[item.port]) <= {401, 403, 404}, (item, statuses[item.port])
+            continue
+        assert served, item
+        tasks += item.role == TASK
+        for without, mistaken, right in served:
+            assert (without, mistaken) == ("UNAUTHENTICATED", "UNAUTHENTICATED"), item
+            assert right != "UNAUTHENTICATED", item
+    assert tasks
+    # Ray's metrics have no guard but loopback.
+    agents = [("ray", "ray::DashboardAgent"), ("ray-node-1", "ray::DashboardAgent")]
+    assert sorted(open_pages) == sorted([("ray", "autoscaler"), ("ray", "dashboard"), *agents])
+
+
+def basic(login: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+
+
+# What answers without a credential: probes of health, and the pages that ask for it, which hold no data.
+PUBLIC = {
+    "prefect": ["/", "/v2/", "/ui-settings", "/docs", "/redoc", "/openapi.json", "/api/health", "/api/ready"],
+    "mlflow": ["/health", "/static-files/index.html", "/api/3.0/mlflow/server-info"],
+    "ray": ["/", "/favicon.ico", "/api/authentication_mode", "/api/gcs_healthz"],
+}
+GUARDED = {
+    "prefect": [],  # all that its own openapi.json lists
+    "mlflow": [
+        *("/", "/version", "/graphql", "/signup", "/get-artifact", "/model-versions/get-artifact", "/metrics", "/docs"),
+        *("/api/2.0/mlflow/experiments/search", "/ajax-api/2.0/mlflow/experiments/search", "/openapi.json", "/mcp"),
+        *("/api/2.0/mlflow/runs/search", "/api/2.0/mlflow/registered-models/search", "/api/2.0/mlflow/users/create"),
+        *("/api/2.0/mlflow-artifacts/artifacts", "/api/2.0/mlflow-artifacts/artifacts/0/x", "/v1/traces", "/gateway/"),
+        *("/api/2.0/mlflow/registered-models/alias?name=smooth-diffusion&alias=production", "/ajax-api/3.0/jobs"),
+        *("/static-files/../version", "/health/../version", "/static-files/%2e%2e/version"),
+    ],
+    "ray": [
+        *("/api/jobs/", "/api/version", "/nodes", "/logs", "/api/v0/logs", "/api/v0/actors", "/metrics", "/log_proxy"),
+        *("/api/cluster_status", "/api/serve/applications/", "/api/packages/gcs/x", "/timezone", "/api/grafana_health"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def open_cluster(cluster: ScratchCluster, stranger: Stranger) -> Iterator[ScratchCluster]:
+    """The same cluster, for others than this machine, too."""
+    assert stranger.name
+    cluster.local("down")
+    up = cluster.local("up", SMOOTH_BIND=ANYWHERE)
+    assert up.returncode == 0, up.stdout + up.stderr
+    secrets = credentials.read(cluster.layout.credentials)
+    assert not [value for value in secrets.values() if len(value) > 1 and value in up.stdout + up.stderr]
+    yield cluster
+    cluster.local("down")
+
+
+def ports_of(cluster: ScratchCluster) -> dict[str, int]:
+    return {name: int(part["url"].rpartition(":")[2]) for name, part in cluster.status().items() if part["url"]}
+
+
+def logins(cluster: ScratchCluster) -> dict[str, dict[str, str]]:
+    secrets = credentials.read(cluster.layout.credentials)
+    return {
+        "ray": {"Authorization": f"Bearer {secrets['SMOOTH_RAY_TOKEN']}"},
+        "mlflow": basic(f"admin:{secrets['SMOOTH_MLFLOW_PASSWORD']}"),
+        "prefect": basic(secrets["SMOOTH_PREFECT_AUTH"]),
+    }
+
+
+WRONG = {
+    "ray": {"Authorization": f"Bearer {'f' * 64}"},
+    "mlflow": basic("admin:password1234"),
+    "prefect": basic("smooth:wrong"),
+}
+
+
+def test_open_to_others_only_three_ports_are_reached(open_cluster: ScratchCluster, stranger: Stranger) -> None:
+    with job(open_cluster):
+        found = listeners_with_a_job(open_cluster)
+        check_listed(found, ANYWHERE, without="ray-node-1")
+        answers = stranger.ask(ports=[item.port for item in found])["ports"]
+    reached = {item.port for item, answer in zip(found, answers, strict=True) if answer == "open"}
+    assert reached == set(ports_of(open_cluster).values())
+    assert set(answers) == {"open", "ConnectionRefusedError"}
+
+
+def test_open_to_others_nothing_answers_without_its_credential(
+    open_cluster: ScratchCluster, stranger: Stranger
+) -> None:
+    ports, right = ports_of(open_cluster), logins(open_cluster)
+    every = httpx.get(f"http://{HOST}:{ports['prefect']}/openapi.json", timeout=SECONDS).json()["paths"]
+    assert len(every) > 100
+    listed = {"/api" + path.removeprefix("/api").replace("{", "").replace("}", "") for path in every}
+    guarded = GUARDED | {"prefect": sorted(listed - set(PUBLIC["prefect"]))}
+    paths = [(service, path) for service in guarded for path in guarded[service]]
+    asked = [[method, ports[service], path, {}] for service, path in paths for method in ("GET", "POST")]
+    asked += [["GET", ports[service], path, WRONG[service]] for service, path in paths[::5]]
+    public = [["GET", ports[service], path, {}] for service in PUBLIC for path in PUBLIC[service]]
+    answers = stranger.ask(http=[*asked, *public])["http"]
+    refused, shown = answers[: len(asked)], answers[len(asked) :]
+    for item, (status, text) in zip(asked, refused, strict=True):
+        expected = (401, 403, 404, 405) if ".." in item[2] or "%2e" in item[2] else (401, 403)  # another path, or none
+        assert status in expected, (item[:3], status, text)
+    secrets = credentials.read(open_cluster.layout.credentials).values()
+    for item, (status, text) in zip(public, shown, strict=True):
+        assert status == 200, item
+        assert not [secret for secret in secrets if len(secret) > 1 and secret in text]
+    good = [
+        ["POST", ports["prefect"], "/api/flow_runs/filter", right["prefect"]],
+        ["POST", ports["mlflow"], "/api/2.0/mlflow/runs/search", right["mlflow"]],
+        ["GET", ports["mlflow"], "/version", right["mlflow"] | {"Origin": f"http://{HERE}:{ports['mlflow']}"}],
+        ["GET", ports["ray"], "/api/jobs/", right["ray"]],
+        ["GET", ports["mlflow"], "/", right["mlflow"] | {"Host": "elsewhere.example"}],
+    ]
+    assert [status for status, _ in stranger.ask(http=good)["http"]] == [200, 200, 200, 200, 403]
+
+
+def test_open_to_others_sockets_want_the_credential(open_cluster: ScratchCluster, stranger: Stranger) -> None:
+    number = ports_of(open_cluster)["prefect"]
+    secret = credentials.read(open_cluster.layout.credentials)["SMOOTH_PREFECT_AUTH"]
+    urls = [f"ws://{HERE}:{number}/api/{name}" for name in ("events/in", "events/out", "logs/out")]
+    first = [{"type": "auth", "token": None}, {"type": "auth", "token": "smooth:wrong"}, {"type": "filter"}]
+    answers = stranger.ask(websockets=[[url, message] for url in urls for message in first])["websockets"]
+    assert set(answers) == {"closed 1008"}
+    answers = stranger.ask(websockets=[[url, {"type": "auth", "token": secret}] for url in urls])["websockets"]
+    assert {json.loads(answer)["type"] for answer in answers} == {"auth_success"}
+
+
+CLIENT = """
+import mlflow
+from smooth import tracking
+mlflow.set_tracking_uri(tracking.tracking_uri())
+print(len(mlflow.search_experiments()), "experiments")
+"""
+
+
+def test_open_to_others_the_same_commands_work_here(open_cluster: ScratchCluster, tmp_path: Path) -> None:
+    status = open_cluster.status()
+    assert {part["status"] for part in status.values()} == {"healthy"}, status
+    assert "nothing was changed" in open_cluster.local("up").stdout
+    found = open_cluster.run("-c", CLIENT)
+    assert "experiments" in found.stdout, found.stderr
+    # A job of Ray, whose environment is the head's, writes to MLflow, too.
+    jobs, right = f"{open_cluster.state['ray_dashboard']}/api/jobs/", logins(open_cluster)["ray"]
+    script = tmp_path / "client.py"
+    script.write_text(CLIENT)
+    entrypoint = f"cd {PROJECT} && PYTHONPATH={PROJECT} {sys.executable} {script}"
+    made = httpx.post(jobs, headers=right, json={"entrypoint": entrypoint}, timeout=SECONDS).raise_for_status().json()
+    # Prefect's own command finds the auth string in the file that the checkout's pyproject.toml names.
+    prefect = [str(Path(sys.executable).with_name("prefect")), "deployment", "inspect", "smooth-train/full"]
+    state = open_cluster.state
+    environment = open_cluster.environment | {"PREFECT_API_URL": state["prefect_api"]}
+    profiles = {"PREFECT_PROFILES_PATH": str(open_cluster.layout.prefect_profiles)}
+    for extra, expected in ((profiles, 0), ({"PREFECT_PROFILES_PATH": str(tmp_path / "none.toml")}, 1)):
+        result = subprocess.run(prefect, cwd=PROJECT, env=environment | extra, capture_output=True, text=True)
+        assert result.returncode == expected, result.stdout + result.stderr
+    deadline = time.monotonic() + 120
+    job = {"status": "PENDING"}
+    while job["status"] in ("PENDING", "RUNNING"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.5)
+        job = httpx.get(f"{jobs}{made['submission_id']}", headers=right, timeout=SECONDS).raise_for_status().json()
+    assert job["status"] == "SUCCEEDED", job
+
+
+def test_open_to_others_no_secret_is_anywhere_but_in_its_files(open_cluster: ScratchCluster) -> None:
+    layout = open_cluster.layout
+    own = {layout.credentials, layout.token, layout.prefect_profiles}
+    for path in (*own, layout.options):
+        assert path.stat().st_mode & 0o077 == 0, path
+    secrets = [value.encode() for value in credentials.read(layout.credentials).values() if len(value) > 1]
+    written = [path for root in (layout.home, layout.ray_folder) for path in root.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    for path in set(written) - own:
+        content = path.read_bytes()
+        assert not [secret for secret in secrets if secret in content], path
+    shown = " ".join(word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or [])
+    assert not [secret for secret in secrets if secret.decode() in shown]
