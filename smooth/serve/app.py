@@ -36,10 +36,22 @@ logger = logging.getLogger(__name__)
 State = dict[str, Any]
 
 
+def stay_on_loopback() -> None:
+    """Bind this replica's own gRPC port to loopback; to be called while the replica is made, before it listens.
+
+    Ray Serve opens one a replica on all interfaces, takes pickles there, asks for no token, and has no option for it.
+    """
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(server, address.replace("[::]", "127.0.0.1"))
+
+
 class Front:
     """Reads requests, answers what can't be painted by itself, and hands the rest to the painters."""
 
     def __init__(self, painter: Any, settings: Settings, hosts: Sequence[str] | None, token_digest: str | None) -> None:
+        stay_on_loopback()
         self._painter, self._settings = painter, settings
         self._hosts, self._token_digest = hosts, token_digest
         self._painters: dict[str, tuple[float, State]] = {}
@@ -101,6 +113,7 @@ class Painter:
 
         from smooth.serve.versions import Version, Versions
 
+        stay_on_loopback()
         torch.set_num_threads(settings.threads)
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -225,44 +225,40 @@ def test_a_failed_batch_fails_its_own_items_alone() -> None:
     assert [str(result) for result in results] == ["thirteen", "thirteen", "30"]
 
 
-def test_what_comes_while_a_batch_is_worked_on_goes_together() -> None:
-    """Steady traffic: an idle worker waits in vain, a busy one finds a full batch when it is done."""
-    sizes: list[int] = []
-
-    async def work(items: list[int]) -> list[int]:
-        sizes.append(len(items))
-        await asyncio.sleep(0.2)
-        return items
+def held(items: list[int], most: int, then: Callable[[list[asyncio.Task[int]]], Any]) -> list[list[int]]:
+    """The batches where all but the first item come, and ``then`` happens, while the first one is worked on."""
+    batches: list[list[int]] = []
 
     async def run() -> None:
-        batcher: Batcher[int, int] = Batcher(work, 4, 0.001)
-        tasks = []
-        for item in range(9):
-            tasks.append(asyncio.create_task(batcher.submit("a", item)))
-            await asyncio.sleep(0.01)
-        assert await asyncio.gather(*tasks) == list(range(9))
+        release = asyncio.Event()
+
+        async def work(batch: list[int]) -> list[int]:
+            batches.append(batch)
+            await release.wait()
+            return batch
+
+        batcher: Batcher[int, int] = Batcher(work, most, 0.001)
+        tasks = [asyncio.create_task(batcher.submit("a", items[0]))]
+        while not batches:
+            await asyncio.sleep(0.001)
+        tasks += [asyncio.create_task(batcher.submit("a", item)) for item in items[1:]]
+        await asyncio.sleep(0.01)
+        then(tasks)
+        await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(run())
-    assert sizes == [1, 4, 4]
+    return batches
+
+
+def test_what_comes_while_a_batch_is_worked_on_goes_together() -> None:
+    """Steady traffic: an idle worker waits in vain, a busy one finds a full batch when it is done."""
+    assert held(list(range(9)), 4, lambda tasks: None) == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
 
 
 def test_who_goes_away_is_not_worked_for() -> None:
-    seen: list[int] = []
-
-    async def work(items: list[int]) -> list[int]:
-        seen.extend(items)
-        return items
-
-    async def run() -> None:
-        batcher: Batcher[int, int] = Batcher(work, 2, 0.05)
-        gone = asyncio.create_task(batcher.submit("a", 1))
-        await asyncio.sleep(0.01)
-        gone.cancel()
-        await asyncio.sleep(0.01)
-        assert await batcher.submit("a", 2) == 2
-
-    asyncio.run(run())
-    assert seen == [2]
+    assert held([0, 1, 2], 4, lambda tasks: tasks[1].cancel()) == [[0], [2]]
 
 
 @pytest.fixture(scope="module")
