@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import State, Task, get_run_logger, task
+from prefect._internal.control_listener import get_intent
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
+from prefect.exceptions import TerminationSignal
 
 from flows import reports
 from smooth import stages, store
@@ -107,6 +109,17 @@ def _run_job(stage: Stage, config: RunConfig) -> None:
     follower.finish()
 
 
+def is_meant(error: BaseException) -> bool:
+    """Whether whoever interrupted the flow wants its jobs stopped: a cancellation, a timeout, Ctrl-C.
+
+    A worker that is restarted, or moved to another machine, ends its flows by the same signal as a cancellation and
+    says no more. Their jobs go on, as after an error, and the next to run the flow finds them.
+    """
+    if isinstance(error, TerminationSignal):
+        return get_intent() == "cancel"
+    return isinstance(error, TimeoutError) or not isinstance(error, Exception)
+
+
 class _Jobs:
     """The jobs that this process follows, from any of its threads."""
 
@@ -130,8 +143,11 @@ class _Jobs:
             job = submit_stage(stage, config)
             self._followed.add(job)
         try:
-            with job:
-                yield job
+            yield job
+        except BaseException as error:
+            if is_meant(error):
+                job.stop()
+            raise
         finally:
             self._followed.discard(job)
 
@@ -163,6 +179,6 @@ def stopping_jobs() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception):
+        if is_meant(error):
             _JOBS.stop()
         raise
