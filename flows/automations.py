@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from uuid import UUID
 
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
@@ -25,102 +26,118 @@ CANCEL_SECONDS = 120
 """That a worker has to end what was cancelled."""
 PICKED_UP = 3
 """How often a crashed run is started again, so that one that kills its machine doesn't do it for ever."""
+SETTLE_SECONDS = 10
+"""From a crash to its picking up: a worker reports a lost process twice, and must not mean the new one."""
 DEPLOYMENTS = ["full", "grid"]
 """Whose runs go on where they stopped."""
 NOTIFY_URL = "SMOOTH_NOTIFY_URL"
 BLOCK = "smooth-notify"
-RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
+Labels = dict[str, str | list[str]]
+RUNS: Labels = {"prefect.resource.id": "prefect.flow-run.*"}
 
 
-def automations(silent_s: int = SILENT_SECONDS) -> list[AutomationCore]:
-    """What holds without any setting."""
-    ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
-    resting = {f"prefect.flow-run.{name}" for name in ("Cancelling", "Paused", "Suspended", "AwaitingRetry")}
-    return [
+def automations(silent_s: int = SILENT_SECONDS, block: UUID | None = None) -> list[AutomationCore]:
+    """All of them; with the id of a notification ``block`` also the one that tells of what failed.
+
+    None forces a state: a run that has ended meanwhile stays as it is.
+    """
+    ended = _runs("Completed", "Failed", "Cancelled")
+    resting = _runs("Cancelling", "Paused", "Suspended", "AwaitingRetry")
+    made = [
         AutomationCore(
             name="smooth: a run without heartbeat has crashed",
             description=f"Its process gave no sign for {silent_s} s. Its Ray job, if there is one, goes on.",
-            trigger=_missing({HEARTBEAT}, {HEARTBEAT, *ended, *resting}, silent_s),
+            trigger=_missing({HEARTBEAT}, {HEARTBEAT} | ended | resting, silent_s),
             actions=[
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
                     message=f"no heartbeat for {silent_s} s: the process that ran this flow is gone",
-                    force=True,
                 )
             ],
         ),
         AutomationCore(
             name="smooth: a cancelled run without a process is cancelled",
             description=f"Nobody answered to its cancellation for {CANCEL_SECONDS} s.",
-            trigger=_missing({"prefect.flow-run.Cancelling"}, ended, CANCEL_SECONDS),
-            actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="no process was left to cancel", force=True)],
+            trigger=_missing(_runs("Cancelling"), _runs("Cancelled"), CANCEL_SECONDS),
+            actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="no process was left to cancel")],
         ),
         AutomationCore(
             name="smooth: a crashed run is picked up again",
             description=f"At most {PICKED_UP} times. Finished stages are reused, a running Ray job is found again.",
-            trigger=_any(
-                {"prefect.flow-run.Crashed"},
-                RUNS | {"prefect.run-count": [str(count) for count in range(PICKED_UP + 1)]},
+            trigger=_missing(
+                _runs("Crashed"),
+                _runs("AwaitingRetry", "Scheduled", "Pending"),
+                SETTLE_SECONDS,
+                RUNS | {"prefect.run-count": f"[0-{PICKED_UP}]"},
                 {"prefect.resource.role": "deployment", "prefect.resource.name": DEPLOYMENTS},
             ),
             actions=[
                 ChangeFlowRunState(
                     state=StateType.SCHEDULED,
                     name="AwaitingRetry",
-                    message="picked up again after a crash: finished stages are reused, a running Ray job is found again",
-                    force=True,
+                    message="picked up after a crash: finished stages are reused, a running Ray job is found again",
                 )
             ],
         ),
     ]
+    if block is not None:
+        made.append(
+            AutomationCore(
+                name="smooth: tell of a run that failed or crashed",
+                description=f"Posts to the URL of {NOTIFY_URL}, kept in the block {BLOCK}.",
+                trigger=EventTrigger(
+                    expect=_runs("Failed", "Crashed"),
+                    match=ResourceSpecification(RUNS),
+                    for_each={"prefect.resource.id"},
+                    posture=Posture.Reactive,
+                    threshold=1,
+                    within=timedelta(0),
+                ),
+                actions=[
+                    SendNotification(
+                        block_document_id=block,
+                        subject="{{ flow.name }} {{ flow_run.name }}: {{ event.resource['prefect.state-name'] }}",
+                        body="{{ event.resource['prefect.state-message'] }}\n{{ flow_run|ui_url }}",
+                    )
+                ],
+            )
+        )
+    return made
 
 
-def notification(url: str) -> AutomationCore:
-    """Tell ``url``, which only the server's encrypted block store holds, of each run that failed or crashed."""
+def notification_block(url: str) -> UUID:
+    """Keep ``url`` in the server's encrypted block store; no log and no page shows it."""
     block = CustomWebhookNotificationBlock(
         name=BLOCK,
         url="{{url}}",
         json_data={"text": "{{subject}}\n{{body}}"},
         secrets=SecretDict({"url": url}),
     )
-    saved = block.save(BLOCK, overwrite=True)
-    return AutomationCore(
-        name="smooth: tell of a run that failed",
-        description=f"Posts to the URL of {NOTIFY_URL}, kept in the block {BLOCK}.",
-        trigger=_any({"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}, RUNS, {}),
-        actions=[
-            SendNotification(
-                block_document_id=saved,
-                subject="{{ flow.name }} {{ flow_run.name }}: {{ flow_run.state.name }}",
-                body="{{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
-            )
-        ],
-    )
+    return block.save(BLOCK, overwrite=True)
 
 
-def _missing(after: set[str], expect: set[str], within_s: int) -> EventTrigger:
+def _runs(*states: str) -> set[str]:
+    """The events of runs that enter these states."""
+    return {f"prefect.flow-run.{state}" for state in states}
+
+
+def _missing(
+    after: set[str],
+    expect: set[str],
+    within_s: int,
+    match: Labels = RUNS,
+    related: Labels = {},  # noqa: B006 - read only
+) -> EventTrigger:
     """Fires for a run where after one event none of the others comes in time."""
     return EventTrigger(
         after=after,
         expect=expect,
-        match=ResourceSpecification(RUNS),
+        match=ResourceSpecification(match),
+        match_related=ResourceSpecification(related),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
         within=timedelta(seconds=within_s),
-    )
-
-
-def _any(expect: set[str], match: dict[str, str | list[str]], related: dict[str, str | list[str]]) -> EventTrigger:
-    """Fires at each such event."""
-    return EventTrigger(
-        expect=expect,
-        match=ResourceSpecification(match),
-        match_related=ResourceSpecification(related),
-        for_each={"prefect.resource.id"},
-        posture=Posture.Reactive,
-        threshold=1,
-        within=timedelta(0),
     )
 
 
@@ -130,9 +147,8 @@ def main() -> None:
     if not silent.isdecimal() or int(silent) <= HEARTBEAT_SECONDS:
         raise SystemExit(f"error: {SILENT}={silent}: give whole seconds, more than {HEARTBEAT_SECONDS}, a heartbeat's")
     with get_client(sync_client=True) as client:
-        wanted = automations(int(silent))
-        if url := os.environ.get(NOTIFY_URL):
-            wanted.append(notification(url))
+        url = os.environ.get(NOTIFY_URL)
+        wanted = automations(int(silent), notification_block(url) if url else None)
         for automation in wanted:
             known = client.read_automations_by_name(automation.name)
             if known:

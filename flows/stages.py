@@ -113,11 +113,12 @@ def is_meant(error: BaseException) -> bool:
     """Whether whoever interrupted the flow wants its jobs stopped: a cancellation, a timeout, Ctrl-C.
 
     A worker that is restarted, or moved to another machine, ends its flows by the same signal as a cancellation and
-    says no more. Their jobs go on, as after an error, and the next to run the flow finds them.
+    says no more; one that was killed leaves them a broken pipe, at which they exit. Then, as after an error, jobs go
+    on, and the next to run the flow finds them.
     """
     if isinstance(error, TerminationSignal):
         return get_intent() == "cancel"
-    return isinstance(error, TimeoutError) or not isinstance(error, Exception)
+    return isinstance(error, TimeoutError | KeyboardInterrupt)
 
 
 class _Jobs:

@@ -80,6 +80,9 @@ class LocalCluster:
         sick = {health.name for health in self.health() if health.status != "healthy"}
         if self._state_text() != (self.layout.state.read_text() if self.layout.state.is_file() else ""):
             sick.add(PrefectWorker.name)  # its environment holds the addresses of before
+        worker = self._records[PrefectWorker.name]
+        if PrefectServer.name in sick and worker is not None and worker.process() is not None:
+            sick.discard(PrefectWorker.name)  # it can't answer without the server, waits for it, and follows its flows
         started = [service for service in self.services if service.name in sick]
         for service in started:
             self._stop(service)
