@@ -83,6 +83,8 @@ class Outbox:
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
+            if not self._folder:
+                self._away = None  # one that was before says nothing of now
             if not self._sending and self._away is None:
                 self._since = time.monotonic()
             while self._left() and self._refused is None:

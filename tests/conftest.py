@@ -27,6 +27,7 @@ SERVICES = {
     "cluster": ("test_chain", "test_faults", "test_local_cluster"),
     "ray": (
         "test_evaluate",
+        "test_full_disk",
         "test_hostile_web",
         "test_ingest",
         "test_interruptions",
