@@ -194,7 +194,8 @@ class LocalCluster:
         """Register the deployments, unless the server has them as they are now."""
         server = f"http://{HOST}:{self.ports[PREFECT_PORT.variable]}/api"
         file = PROJECT / "infra" / "prefect.yaml"
-        sources = [file, *sorted((PROJECT / "flows").glob("*.py"))]
+        presets = (PROJECT / "smooth" / "presets").glob("*.yaml")  # the form lists them
+        sources = [file, *sorted((PROJECT / "flows").glob("*.py")), *sorted(presets)]
         told = "".join(os.environ.get(name, "") for name in ("SMOOTH_NOTIFY_URL", "SMOOTH_SILENT_SECONDS")).encode()
         digest = hashlib.sha256(b"\0".join([*(path.read_bytes() for path in sources), told])).hexdigest()
         known = self.layout.deployed.read_text() if self.layout.deployed.is_file() else ""
