@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import cast
 from uuid import UUID
 
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
@@ -58,7 +59,7 @@ def automations(silent_s: int = SILENT_SECONDS, block: UUID | None = None) -> li
         AutomationCore(
             name="smooth: a cancelled run without a process is cancelled",
             description=f"Nobody answered to its cancellation for {CANCEL_SECONDS} s.",
-            trigger=_missing(_runs("Cancelling"), _runs("Cancelled"), CANCEL_SECONDS),
+            trigger=_missing(_runs("Cancelling"), ended | _runs("Crashed"), CANCEL_SECONDS),
             actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="no process was left to cancel")],
         ),
         AutomationCore(
@@ -113,7 +114,7 @@ def notification_block(url: str) -> UUID:
         json_data={"text": "{{subject}}\n{{body}}"},
         secrets=SecretDict({"url": url}),
     )
-    return block.save(BLOCK, overwrite=True)
+    return cast(UUID, block.save(BLOCK, overwrite=True))
 
 
 def _runs(*states: str) -> set[str]:

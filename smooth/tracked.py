@@ -27,6 +27,12 @@ SETTLE_SECONDS = 900.0  # that a finished training waits for the server
 _TEXT_SUFFIXES = frozenset({".json", ".yaml", ".yml", ".txt", ".md", ".csv", ".html"})
 
 
+def is_away(error: MlflowException) -> bool:
+    """Whether the server did not answer, rather than refuse."""
+    status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    return status >= 500
+
+
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
     """Tell a server that is away from a request that it refuses.
@@ -37,7 +43,7 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.get_http_status_code() < 500:
+        if not is_away(error):
             raise
         cause = redact((str(error).splitlines() or [""])[0])
         raise AwayError(

@@ -26,7 +26,7 @@ from smooth.redact import flatten
 from smooth.redact import redact as redact
 from smooth.settings import Services, home
 from smooth.tracked import Run as Run
-from smooth.tracked import answering
+from smooth.tracked import answering, is_away
 
 FINGERPRINT_TAG = "smooth.fingerprint."
 PARAMS_PER_REQUEST = 100
@@ -136,7 +136,7 @@ def resume_run(run_id: str, folder: str | None = None) -> Iterator[Run]:
         try:
             client.get_run(run_id)
         except MlflowException as error:
-            if error.get_http_status_code() >= 500:
+            if is_away(error):
                 raise
             raise ValueError(
                 f"no MLflow run {run_id} at {redact(uri)} ({error.message}); point MLFLOW_TRACKING_URI to the server "
