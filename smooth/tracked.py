@@ -47,8 +47,8 @@ def answering(uri: str) -> Iterator[None]:
             raise
         cause = redact((str(error).splitlines() or [""])[0])
         raise AwayError(
-            f"MLflow does not answer at {redact(uri)} ({cause}); look at `make cluster-status`, and run it again once "
-            "it does: what is finished is kept"
+            f"MLflow does not answer at {redact(uri)}, or fails ({cause}); look at `make cluster-status`, and run it "
+            "again once it does: what is finished is kept"
         ) from error
 
 
