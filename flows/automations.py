@@ -23,7 +23,7 @@ HEARTBEAT_SECONDS = 30  # as infra/prefect.yaml has it
 SILENT = "SMOOTH_SILENT_SECONDS"
 SILENT_SECONDS = 180
 """Without a heartbeat until a run is taken for dead: more than a restart of the server takes."""
-CANCEL_SECONDS = 120
+CANCEL_SECONDS = 300
 """That a worker has to end what was cancelled."""
 PICKED_UP = 3
 """How often a crashed run is started again, so that one that kills its machine doesn't do it for ever."""
