@@ -6,12 +6,13 @@ from typing import Any
 
 from prefect import flow
 
+from flows.parameters import Override, Preset
 from flows.stages import run_stage
 from smooth.config import RunConfig
 
 
 @flow(name="smooth-train", flow_run_name="{preset}", validate_parameters=True)
-def smooth_train(preset: str = "tiny", overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+def smooth_train(preset: Preset = "tiny", overrides: tuple[Override, ...] = ()) -> dict[str, Any]:
     """Make a model smooth, measure it and register it.
 
     Args:

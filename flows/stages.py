@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect import State, Task, get_run_logger, task
+from prefect._internal.control_listener import get_intent
 from prefect.cache_policies import CachePolicy
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run
 
 from flows import reports
 from smooth import stages, store
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from smooth.cluster import StageJob
 
 HOUR = 3600.0
+LOOK_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,48 @@ def stage_task(stage: Stage, config: RunConfig) -> dict[str, Any]:
 
 
 def _run_job(stage: Stage, config: RunConfig) -> None:
+    from smooth.cluster import StageError
+
     logger = get_run_logger()
     follower = reports.Follower(stage, logger)
     with _JOBS.submitted(stage, config) as job:
         logger.info("%s Ray job %s", "found the running" if job.attached else "submitted", job.job_id)
+        watch = _Cancellation(flow_run.get_id())
         for line in job.follow():
             follower.feed(line)
+            if watch.is_meant():
+                job.stop()
+                raise StageError(f"stage {stage} was stopped: the flow run was cancelled", retryable=False)
     follower.finish()
+
+
+class _Cancellation:
+    """Looks at the run's own state now and then: a worker whose server was away may never hear of a cancellation."""
+
+    def __init__(self, run_id: str | None) -> None:
+        self._run_id = run_id
+        self._looked_at = time.monotonic()
+
+    def is_meant(self) -> bool:
+        """Whether the run is being cancelled, as its server knew at the last look."""
+        if self._run_id is None or time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return False
+        self._looked_at = time.monotonic()
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(self._run_id)).state
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def is_meant(error: BaseException) -> bool:
+    """Whether whoever interrupted the flow wants its jobs stopped: a cancellation, a timeout, Ctrl-C.
+
+    A worker that is restarted, or moved to another machine, ends its flows by the same signal as a cancellation and
+    says no more; one that was killed leaves them a broken pipe, at which they exit. Then, as after an error, jobs go
+    on, and the next to run the flow finds them.
+    """
+    if isinstance(error, TerminationSignal):
+        return get_intent() == "cancel"
+    return isinstance(error, TimeoutError | KeyboardInterrupt)
 
 
 class _Jobs:
@@ -130,8 +172,11 @@ class _Jobs:
             job = submit_stage(stage, config)
             self._followed.add(job)
         try:
-            with job:
-                yield job
+            yield job
+        except BaseException as error:
+            if is_meant(error):
+                job.stop()
+            raise
         finally:
             self._followed.discard(job)
 
@@ -163,6 +208,6 @@ def stopping_jobs() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception):
+        if is_meant(error):
             _JOBS.stop()
         raise

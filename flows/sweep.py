@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
 
 from flows import reports
+from flows.parameters import Override, Preset
 from flows.stages import configured, run_stage, stopping_jobs
 from smooth import stages, store
 from smooth.config import Stage
@@ -20,8 +21,8 @@ MEASURED: tuple[Stage, Stage] = ("train", "evaluate")
 
 @flow(name="smooth-sweep", flow_run_name="{preset}", validate_parameters=True)
 def smooth_sweep(
-    preset: str = "tiny",
-    overrides: tuple[str, ...] = (),
+    preset: Preset = "tiny",
+    overrides: tuple[Override, ...] = (),
     weights: tuple[float, ...] = (0.1, 1.0, 10.0),
     ranks: tuple[int, ...] = (4, 8, 16),
     every: tuple[int, ...] = (),

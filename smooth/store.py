@@ -6,11 +6,13 @@ so a reader never sees half an artifact. Paths are plain strings (``/a/b``, ``s3
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import posixpath
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"  # end of the name of a file that is being written
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFullError(OSError):
+    """A disk, or a user's share of it, is full; the message names the path and the way out."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class ArtifactError(ValueError):
@@ -56,7 +68,7 @@ def writing(path: str) -> Iterator[BinaryIO]:
     fs.makedirs(posixpath.dirname(inner), exist_ok=True)
     temporary = f"{inner}.{secrets.token_hex(4)}{PARTIAL}"
     try:
-        with fs.open(temporary, "wb") as handle:
+        with told_when_full(path), fs.open(temporary, "wb") as handle:
             yield handle
         fs.mv(temporary, inner)
     except BaseException:
@@ -65,10 +77,42 @@ def writing(path: str) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def told_when_full(path: str) -> Iterator[None]:
+    """Let the error of a full disk say which: the system's names no file where it is met in the midst of one.
+
+    Raises:
+        DiskFullError: in the place of an OSError that means it.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFullError(
+            error.errno,
+            f"no space left on the disk of {path}{_free(path)}; free some, or set storage.root to another disk. "
+            "What is finished is kept: run it again, and it goes on from there",
+        ) from error
+
+
+def _free(path: str) -> str:
+    folder = posixpath.dirname(path)
+    return "" if "://" in path else f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free)"
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Write ``data`` so that ``path`` appears whole or not at all."""
     with writing(path) as handle:
         handle.write(data)
+
+
+def remove(path: str) -> None:
+    """Delete a file."""
+    fs, inner = filesystem(path)
+    fs.rm_file(inner)
 
 
 def read_bytes(path: str) -> bytes:

@@ -6,47 +6,31 @@ opening a second one, and evaluation and registration write to the run of the mo
 
 from __future__ import annotations
 
-import io
 import json
-import re
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context import registry as context_registry
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
-from PIL import Image
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from smooth import store
 from smooth.config import STAGES, RunConfig, Stage
+from smooth.redact import flatten
+from smooth.redact import redact as redact
 from smooth.settings import Services, home
+from smooth.tracked import Run as Run
+from smooth.tracked import answering, is_away
 
 FINGERPRINT_TAG = "smooth.fingerprint."
-MAX_PARAM_LENGTH = 500
-FLUSH_SECONDS = 5.0
-FLUSH_METRICS = 500  # the server takes at most 1000 in one request
 PARAMS_PER_REQUEST = 100
 DIGEST_LENGTH = 32  # MLflow takes at most 36 characters of a data set's
-
-_TEXT_SUFFIXES = frozenset({".json", ".yaml", ".yml", ".txt", ".md", ".csv", ".html"})
-# user:password@ (a secret may hold slashes, S3's do), or a lone token@, between :// and the host.
-_USER_INFO = re.compile(r"://(?:[^\s/@:]*:[^\s@]*|[^\s/@:]+)@")
-_SECRET_QUERY = re.compile(r"(?i)([?&][\w.-]*(?:token|key|secret|sig|signature|password|credential)[\w.-]*=)[^&\s\"']+")
-
-
-def redact(text: str) -> str:
-    """Replace credentials inside URLs (``s3://key:secret@bucket``, ``?token=...``) by ``***``."""
-    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("://***@", text))
 
 
 def tracking_uri() -> str:
@@ -63,79 +47,9 @@ def tracking_uri() -> str:
     return f"sqlite:///{database}"
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested config values as ``{"train.lora.rank": "8"}``, secrets redacted, each at most 500 characters."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = redact(str(value))[:MAX_PARAM_LENGTH]
-    return flat
-
-
 def fingerprint_tags(config: RunConfig, stages: tuple[Stage, ...] = STAGES) -> dict[str, str]:
     """The lineage tags of a run: one fingerprint a stage."""
     return {f"{FINGERPRINT_TAG}{stage}": config.fingerprint(stage) for stage in stages}
-
-
-class Run:
-    """An MLflow run that is being written to. Metrics are buffered: call :meth:`flush` to see them at once."""
-
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self._client = client
-        self.run_id = run_id
-        self._buffer: list[Metric] = []
-        self._flushed = time.monotonic()
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record values of one step; they reach the server within seconds, many steps in one request."""
-        now = round(time.time() * 1000)
-        self._buffer += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        if len(self._buffer) >= FLUSH_METRICS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send all buffered metrics.
-
-        Raises:
-            MlflowException: the tracking server can't be reached (after MLflow's own retries).
-        """
-        while self._buffer:
-            self._client.log_batch(self.run_id, metrics=self._buffer[:FLUSH_METRICS])
-            del self._buffer[:FLUSH_METRICS]
-        self._flushed = time.monotonic()
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run, secrets redacted."""
-        self._client.log_batch(self.run_id, tags=[RunTag(key, redact(value)) for key, value in tags.items()])
-
-    def adopt(self, runs: Iterable[str]) -> None:
-        """Show other runs below this one; a run has one parent, the last that took it."""
-        for run_id in runs:
-            self._client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self.run_id)
-
-    def log_artifact(self, path: str, folder: str = "") -> None:
-        """Copy a file of any fsspec path into the run's ``folder``; text files are redacted on the way."""
-        name = PurePosixPath(path).name
-        data = store.read_bytes(path)
-        if PurePosixPath(name).suffix in _TEXT_SUFFIXES:
-            data = redact(data.decode()).encode()
-        with tempfile.TemporaryDirectory(prefix="smooth-artifact-") as temporary:
-            local = Path(temporary, name)
-            local.write_bytes(data)
-            self._client.log_artifact(self.run_id, str(local), folder or None)
-
-    def log_picture(self, path: str, folder: str = "pictures", step: int | None = None) -> None:
-        """Copy a PNG into the run's ``folder``; with a ``step`` it also joins the step slider of MLflow's charts."""
-        self.log_artifact(path, folder)
-        if step is None:
-            return
-        with Image.open(io.BytesIO(store.read_bytes(path))) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        key = PurePosixPath(folder).name
-        self._client.log_image(self.run_id, pixels, key=key, step=step, synchronous=True)
 
 
 @contextmanager
@@ -145,37 +59,53 @@ def start_run(config: RunConfig, name: str, tags: Mapping[str, str] | None = Non
     Logs the flattened config, a fingerprint tag per stage, the manifests of the stages that the training reads, and
     the ingested data set as the run's input; samples system metrics meanwhile. The run ends FINISHED, FAILED on an
     exception, KILLED on an interrupt.
+
+    Raises:
+        AwayError: the server does not answer.
     """
     uri = tracking_uri()
     client = MlflowClient(uri)
-    experiment_id = _experiment(client, config.experiment, uri)
-    all_tags = {**fingerprint_tags(config), "smooth.preset": config.preset, **(tags or {})}
-    found = _unfinished(client, experiment_id, config.fingerprint("train"))
-    if found is None:
-        found = client.create_run(experiment_id, run_name=name, tags=context_registry.resolve_tags())
-    run = Run(client, found.info.run_id)
-    client.update_run(run.run_id, status="RUNNING")
-    all_tags |= _log_params(client, found, flatten(config.model_dump(mode="json")))
-    run.set_tags(all_tags)
-    monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-        run.run_id, resume_logging=True, tracking_uri=uri
-    )
-    monitor.start()  # type: ignore[no-untyped-call]
+    with answering(uri):
+        experiment_id = _experiment(client, config.experiment, uri)
+        all_tags = {**fingerprint_tags(config), "smooth.preset": config.preset, **(tags or {})}
+        found = _unfinished(client, experiment_id, config.fingerprint("train"))
+        if found is None:
+            found = client.create_run(experiment_id, run_name=name, tags=context_registry.resolve_tags())
+        client.update_run(found.info.run_id, status="RUNNING")
+        all_tags |= _log_params(client, found, flatten(config.model_dump(mode="json")))
+        with _open(Run(client, found.info.run_id, uri, config.stage_dir("train"))) as run:
+            run.set_tags(all_tags)
+            _log_manifests(run, config, ("ingest", "latents"))
+            _log_dataset(client, run, config)
+            with _system_metrics(run, uri):
+                yield run
+
+
+@contextmanager
+def _open(run: Run) -> Iterator[Run]:
+    """Write to a run, and end it by what becomes of the block."""
     status = "FAILED"
     try:
-        _log_manifests(run, config, ("ingest", "latents"))
-        _log_dataset(client, run, config)
         yield run
+        run.settle()
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
+        run.end(status)
+
+
+@contextmanager
+def _system_metrics(run: Run, uri: str) -> Iterator[None]:
+    monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+        run.run_id, resume_logging=True, tracking_uri=uri
+    )
+    monitor.start()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
         monitor.finish()  # type: ignore[no-untyped-call]
-        try:
-            run.flush()
-        finally:
-            client.set_terminated(run.run_id, status)
 
 
 @contextmanager
@@ -183,42 +113,43 @@ def start_evaluation(config: RunConfig, name: str, tags: Mapping[str, str]) -> I
     """Open a run for models that no run here trained, with the evaluation's settings as its parameters."""
     uri = tracking_uri()
     client = MlflowClient(uri)
-    created = client.create_run(
-        _experiment(client, config.experiment, uri), run_name=redact(name), tags=context_registry.resolve_tags()
-    )
-    run = Run(client, created.info.run_id)
-    status = "FAILED"
-    try:
-        _log_params(client, created, flatten({"evaluate": config.evaluate.model_dump(mode="json")}))
-        run.set_tags(tags)
-        yield run
-        run.flush()
-        status = "FINISHED"
-    finally:
-        client.set_terminated(run.run_id, status)
+    with answering(uri):
+        experiment_id = _experiment(client, config.experiment, uri)
+        created = client.create_run(experiment_id, run_name=redact(name), tags=context_registry.resolve_tags())
+        with _open(Run(client, created.info.run_id, uri)) as run:
+            _log_params(client, created, flatten({"evaluate": config.evaluate.model_dump(mode="json")}))
+            run.set_tags(tags)
+            yield run
 
 
 @contextmanager
-def resume_run(run_id: str) -> Iterator[Run]:
+def resume_run(run_id: str, folder: str | None = None) -> Iterator[Run]:
     """Write to an existing run, whatever its status, which stays as it is: judging a model can't fail its training.
+
+    With a ``folder`` (the training's own), what can't be sent is kept there.
 
     Raises:
         ValueError: the tracking server has no such run.
+        AwayError: it does not answer.
     """
     uri = tracking_uri()
     client = MlflowClient(uri)
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(
-            f"no MLflow run {run_id} at {redact(uri)} ({error.message}); point MLFLOW_TRACKING_URI to the server "
-            f"that the training logged to, or train again"
-        ) from error
-    run = Run(client, run_id)
-    try:
-        yield run
-    finally:
-        run.flush()
+    with answering(uri):
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            if is_away(error):
+                raise
+            raise ValueError(
+                f"no MLflow run {run_id} at {redact(uri)} ({error.message}); point MLFLOW_TRACKING_URI to the server "
+                f"that the training logged to, or train again"
+            ) from error
+        run = Run(client, run_id, uri, folder)
+        try:
+            yield run
+            run.flush()
+        finally:
+            run.close()
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:

@@ -28,11 +28,13 @@ SERVICES = {
         "test_artifact_paths",
         "test_chain",
         "test_cluster_upkeep",
+        "test_faults",
         "test_local_cluster",
         "test_ports",
     ),
     "ray": (
         "test_evaluate",
+        "test_full_disk",
         "test_hostile_web",
         "test_ingest",
         "test_interruptions",

@@ -94,6 +94,9 @@ class LocalCluster:
         surplus = [node for index in self._known_nodes if (node := RayNode(self.access, index)).name not in self.names]
         removed = [node.name for node in surplus if self._stop(node)]
         sick = {health.name for health in self.health() if health.status != "healthy"}
+        worker = self._records[PrefectWorker.name]
+        if PrefectServer.name in sick and worker is not None and worker.process() is not None:
+            sick.discard(PrefectWorker.name)  # it can't answer without the server, waits for it, and follows its flows
         if self._state_text() != (self.layout.state.read_text() if self.layout.state.is_file() else ""):
             sick.add(PrefectWorker.name)  # its environment holds the addresses of before
         if RayHead.name in sick:
@@ -119,7 +122,7 @@ class LocalCluster:
     def down(self) -> dict[str, int]:
         """Stop every process of the cluster; name -> how many processes there were.
 
-        The worker goes first: it ends its flows, and they end their Ray jobs.
+        The worker goes first: it ends its flows, while the servers that they report to are there.
         """
         self.layout.state.unlink(missing_ok=True)
         nodes = [RayNode(self.access, index) for index in self._known_nodes]

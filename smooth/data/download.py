@@ -97,12 +97,14 @@ def download(job: ShardJob) -> dict[str, Any]:
 
     Raises:
         IngestError: a row got lost on the way.
-        Exception: whatever img2dataset met, a full disk for example.
+        DiskFullError: there is no space for the shard.
+        Exception: whatever else img2dataset met.
     """
     tar, table = (store.join(job.folder, f"{job.name}.{extension}") for extension in ("tar", "parquet"))
     stats = f"{job.name}_stats.json"
     if not store.exists(store.join(job.folder, stats)):  # written last
-        _download(job)
+        with store.told_when_full(tar):
+            _download(job)
     fs, inner = store.filesystem(table)
     with fs.open(inner, "rb") as handle:
         status = pq.read_table(handle, columns=["status"])["status"].to_pylist()

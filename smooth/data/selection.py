@@ -141,11 +141,15 @@ def write_parts(tables: Iterator[pa.Table], target: str, schema: pa.Schema, shar
     fs, folder = store.filesystem(target)
     if fs.exists(folder):
         fs.rm(folder, recursive=True)
-    fs.makedirs(folder)
+    with store.told_when_full(target):
+        fs.makedirs(folder)
     for number, part in enumerate(_parts(tables, shard_size * shards_of_part(shard_size))):
         # URLs and captions hardly repeat: a dictionary costs three times the time and saves nothing.
         path = part_path(folder, number)
-        with pq.ParquetWriter(path, schema, filesystem=fs, use_dictionary=False, write_statistics=False) as writer:
+        with (
+            store.told_when_full(path),
+            pq.ParquetWriter(path, schema, filesystem=fs, use_dictionary=False, write_statistics=False) as writer,
+        ):
             for table in part:
                 writer.write_table(table)
 

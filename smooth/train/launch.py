@@ -83,6 +83,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         mlflow_run.log_artifact(config_path, "adapter")
         if config.train.method == "lora":  # a whole UNet goes to MLflow only where it is registered
             mlflow_run.log_artifact(store.join(folder, WEIGHTS_NAME), "adapter")
+        mlflow_run.settle()
         # Inside the run: one that ended without a manifest would be followed by a second on a retry.
         manifest = {
             "stage": "train",
@@ -183,7 +184,9 @@ def _worker(settings: dict[str, Any]) -> Outcome:
         place = Place(rank, context.get_world_size(), _device(), ignore, ignore, checkpoint)
         finish = ignore
         if rank == 0:
-            place, finish = _telling(place, job, stack.enter_context(tracking.resume_run(settings["run_id"])))
+            place, finish = _telling(
+                place, job, stack.enter_context(tracking.resume_run(settings["run_id"], job.folder))
+            )
         try:
             with _restored() as folder:
                 state = Training(job, place).run(folder)
@@ -199,7 +202,7 @@ def _telling(place: Place, job: TrainJob, mlflow_run: tracking.Run) -> tuple[Pla
     from smooth.train.watch import IstdWatch
 
     def picture(path: str, step: int) -> None:
-        mlflow_run.log_picture(path, "validation", step)
+        mlflow_run.send_picture(path, "validation", step)
 
     def checkpoint(write: Callable[[Path], None], step: int, loss: float) -> None:
         mlflow_run.flush()  # a run that goes on from here won't log these steps again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 PATIENCE_S = 1200.0  # less than the half hour after which the other ranks' collectives give up
 RETRY_S = 5.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def patiently(write: Callable[[], Result], what: str) -> Result:
@@ -34,7 +32,7 @@ def patiently(write: Callable[[], Result], what: str) -> Result:
         try:
             result = write()
         except OSError as error:
-            if error.errno not in FULL or time.monotonic() > begun + PATIENCE_S:
+            if error.errno not in store.FULL or time.monotonic() > begun + PATIENCE_S:
                 raise
             if not warned:
                 logger.warning(
