@@ -12,7 +12,7 @@ PROJECT = Path(__file__).parents[1]
 
 # Library -> the only modules of smooth/ that may import it.
 DOORS = {
-    "mlflow": {"smooth/tracking.py", "smooth/registry.py"},
+    "mlflow": {"smooth/tracking.py", "smooth/registry.py", "smooth/promotion/registry.py"},
     "bitsandbytes": {"smooth/train/eight_bit.py"},
     "deepspeed": {"smooth/train/zero.py"},
     "gradio": {
