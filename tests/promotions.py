@@ -90,8 +90,9 @@ class Shelf:
     def clone(self, changed: dict[str, str | None]) -> str:
         """A version with other tags; None leaves one away."""
         tags = {key: value for key, value in (self._source.tags | changed).items() if value is not None}
+        source = str(self._source.source)
         made = self.client.create_model_version(
-            self.name, self._source.source, self._source.run_id, tags=tags, model_id=self._source.model_id
+            self.name, source, self._source.run_id, tags=tags, model_id=source.removeprefix("models:/")
         )
         return str(made.version)
 

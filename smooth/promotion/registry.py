@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any, cast
 
 import mlflow
 import mlflow.artifacts
@@ -16,10 +14,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from smooth import store, tracking
+from smooth import tracking
 from smooth.promotion import PREVIOUS, PRODUCTION, PromotionError
 from smooth.promotion.records import Books, History, from_tag, to_tag
-from smooth.registry import EVIDENCE, SQLITE
+from smooth.registry import EVIDENCE as EVIDENCE
+from smooth.registry import SQLITE
 
 HISTORY_TAG = "smooth.promotions"
 GATE_TAG = "smooth.gate"
@@ -73,14 +72,10 @@ class Registry:
         """Names of the files in a run's folder."""
         return {item.path.rpartition("/")[2] for item in self._client.list_artifacts(run.info.run_id, folder)}
 
-    def evaluation(self, version: ModelVersion) -> dict[str, Any] | None:
-        """The manifest of the evaluation that the version was registered with; None where the registry has none."""
-        data = self._kept(version, store.MANIFEST)
-        return None if data is None else cast(dict[str, Any], json.loads(data))
-
-    def picture(self, version: ModelVersion, name: str) -> bytes | None:
-        """A picture of that evaluation."""
-        return self._kept(version, name)
+    def read(self, run: Run, path: str) -> bytes:
+        """A file of a run."""
+        with tempfile.TemporaryDirectory(prefix="smooth-evidence-") as temporary:
+            return Path(self._client.download_artifacts(run.info.run_id, path, temporary)).read_bytes()
 
     def fetch(self, number: str, folder: Path) -> Path:
         """Copy the whole registered model below ``folder``."""
@@ -127,17 +122,6 @@ class Registry:
             token = page.token
             if not token:
                 return found
-
-    def _kept(self, version: ModelVersion, name: str) -> bytes | None:
-        run, fingerprint = self.run(version), version.tags.get(f"{FINGERPRINT_TAG}evaluate")
-        if run is None or fingerprint is None:
-            return None
-        folder = f"{EVIDENCE}/{fingerprint}"
-        if name not in self.artifacts(run, folder):
-            return None
-        with tempfile.TemporaryDirectory(prefix="smooth-evidence-") as temporary:
-            path = self._client.download_artifacts(run.info.run_id, f"{folder}/{name}", temporary)
-            return Path(path).read_bytes()
 
 
 def _history(version: ModelVersion) -> History:
