@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("smooth")
 
 # Files that need the same service of the session; pytest-xdist's own groups do not work with pytest 9.2.
 SERVICES = {
-    "cluster": ("test_chain", "test_local_cluster"),
+    "cluster": ("test_chain", "test_local_cluster", "test_promotion"),
     "ray": (
         "test_evaluate",
         "test_hostile_web",
