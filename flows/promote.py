@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, get_run_logger, pause_flow_run
+from prefect import State, flow, get_run_logger, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -20,8 +20,10 @@ from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.input import RunInput
+from prefect.states import Failed
 
 from flows import reports
+from smooth.promotion import PromotionError
 
 if TYPE_CHECKING:
     from smooth.promotion.promote import Asked, Verdict
@@ -52,7 +54,7 @@ def promote(
     approval_timeout_s: int = 24 * 3600,
     dry_run: bool = False,
     model: str = "smooth-diffusion",
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Put a version into production if it passes the gate: the alias `production` moves, `previous` keeps the way back.
 
     It is judged against the version in production, the first one against its own base model. A closed gate fails the
@@ -70,27 +72,20 @@ def promote(
         model: name in the MLflow registry.
 
     Returns:
-        model, version, what it was judged against, whether production moved, and the moves's record where it did.
+        model, version, what it was judged against, whether production moved, and a note.
     """
-    from smooth.promotion import promote as steps
-    from smooth.promotion.gate import Margins, check
-
-    margins = Margins(quality_margin, clip_margin)
-    asked = steps.ask(model, str(version))
-    if asked.is_done:
-        return _already(asked, dry_run)
-    with exclusive():
-        verdict = steps.judge(asked, margins)
-        _show(asked, verdict)
-        check(verdict.lines)
-        if dry_run:
-            return _told(asked, verdict.against, None)
-        if not approve:
-            return _told(asked, verdict.against, steps.commit(asked, verdict, who=who or _user(), why=why))
-    answer = _ask_a_person(asked, verdict, why, approval_timeout_s)
-    with exclusive():
-        record = steps.commit(asked, verdict, who=who or _user(), why=why, approved=answer)
-    return _told(asked, verdict.against, record)
+    try:
+        return _promote(
+            model,
+            str(version),
+            why,
+            who or _user(),
+            (quality_margin, clip_margin),
+            approval_timeout_s * approve,
+            dry_run,
+        )
+    except PromotionError as error:  # a closed gate is an answer and no crash: no traceback
+        return Failed(message=str(error))
 
 
 @flow(name="smooth-promote", flow_run_name="rollback", validate_parameters=True)
@@ -100,7 +95,7 @@ def rollback(
     version: str | int | None = None,
     dry_run: bool = False,
     model: str = "smooth-diffusion",
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Put back what was in production before. There is no gate, but it must load and paint.
 
     Where `production` was moved by hand, it goes back to where the last promotion or rollback put it. A second rollback
@@ -116,14 +111,46 @@ def rollback(
     Returns:
         As of a promotion.
     """
+    try:
+        return _roll_back(model, None if version is None else str(version), why, who or _user(), dry_run)
+    except PromotionError as error:
+        return Failed(message=str(error))
+
+
+def _promote(
+    model: str, version: str, why: str, who: str, margins: tuple[float, float], approval_s: int, dry_run: bool
+) -> dict[str, Any]:
+    """``margins`` of quality and CLIP score; with ``approval_s`` above 0 a person is asked, and waited for so long."""
+    from smooth.promotion import promote as steps
+    from smooth.promotion.gate import Margins, check
+
+    allowed = Margins(*margins)
+    asked = steps.ask(model, version)
+    if asked.is_done:
+        return _already(asked, dry_run)
+    with exclusive():
+        verdict = steps.judge(asked, allowed)
+        _show(asked, verdict)
+        check(verdict.lines)
+        if dry_run:
+            return _told(asked, verdict.against, None)
+        if not approval_s:
+            return _told(asked, verdict.against, steps.commit(asked, verdict, who=who, why=why))
+    answer = _ask_a_person(asked, verdict, why, approval_s)
+    with exclusive():
+        record = steps.commit(asked, verdict, who=who, why=why, approved=answer)
+    return _told(asked, verdict.against, record)
+
+
+def _roll_back(model: str, version: str | None, why: str, who: str, dry_run: bool) -> dict[str, Any]:
     from smooth.promotion import promote as steps
 
-    asked = steps.ask_back(model, None if version is None else str(version))
+    asked = steps.ask_back(model, version)
     if asked.is_done:
         return _already(asked, dry_run)
     with exclusive():
         reports.show_png("rollback", "drawn.png", steps.check_loads(asked))
-        record = None if dry_run else steps.commit_back(asked, who=who or _user(), why=why)
+        record = None if dry_run else steps.commit_back(asked, who=who, why=why)
     return _told(asked, f"version {asked.production}", record)
 
 
@@ -159,7 +186,7 @@ def _ask_a_person(asked: Asked, verdict: Verdict, why: str, timeout_s: int) -> s
     answer = pause_flow_run(wait_for_input=form, timeout=timeout_s, poll_interval=POLL_SECONDS)
     told = f"{answer.by}: {answer.why}" if answer.why else answer.by
     if not answer.approved:
-        raise RuntimeError(f"version {asked.version} was not approved by {told}; nothing was changed")
+        raise PromotionError(f"version {asked.version} was not approved by {told}; nothing was changed")
     return told
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import mlflow.artifacts
 import mlflow.pyfunc
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run as Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -82,7 +83,7 @@ class Registry:
         uri = f"models:/{self.name}/{number}"
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
 
-    def load(self, folder: Path) -> mlflow.pyfunc.PyFuncModel:
+    def load(self, folder: Path) -> Any:
         """A fetched model by its pyfunc flavour."""
         return mlflow.pyfunc.load_model(str(folder))
 

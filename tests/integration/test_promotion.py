@@ -28,6 +28,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import FailedRun
 from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from safetensors.numpy import save_file
@@ -37,7 +38,7 @@ from flows.promote import promote, rollback
 from smooth.cli import app
 from smooth.config import RunConfig
 from smooth.models import WEIGHTS_NAME
-from smooth.promotion import PromotionError, moves
+from smooth.promotion import moves
 from smooth.promotion import promote as steps
 from smooth.promotion.registry import HISTORY_TAG, Registry
 from tests import broken_off, promotions
@@ -195,9 +196,9 @@ def test_production_goes_back_once_and_further_back_by_name(house: House) -> Non
     code, found = told(shelf.name)
     assert (code, found["rollback"]["who"], found["rollback"]["why"]) == (0, "bo", "paints badly")
     assert found["promotion"]["who"] == "test"
-    with pytest.raises(PromotionError, match=r"a second rollback .* name one that was in production: 2"):
+    with pytest.raises(FailedRun, match=r"a second rollback .* name one that was in production: 2"):
         rollback(model=shelf.name)
-    with pytest.raises(PromotionError, match="version 3 of back was never promoted"):
+    with pytest.raises(FailedRun, match="version 3 of back was never promoted"):
         rollback(version=3, model=shelf.name)
     assert rollback(version=2, model=shelf.name)["moved"]
     assert shelf.aliases() == {"production": "2"}
@@ -300,19 +301,17 @@ def test_a_kill_between_two_writes_leaves_the_old_or_the_new_state(house: House,
     assert ("3" in books.once_in_production) == (is_new and kind == "promotion")
 
 
-def test_the_deployments_do_it_on_the_worker(house: House) -> None:
+def test_the_deployment_does_it_on_the_worker(house: House) -> None:
     shelf = house.shelf("deployed")
     put(shelf, shelf.add(2.5))
     version = shelf.add(2.0)
-
-    def deployed(name: str, *parameters: str) -> None:
-        options = (part for parameter in (f"model={shelf.name}", *parameters) for part in ("--param", parameter))
-        command = ("-m", "prefect", "deployment", "run", f"smooth-promote/{name}", "--watch", *options)
-        result = house.cluster.run(*command, PREFECT_API_URL=house.cluster.state["prefect_api"])
-        assert result.returncode == 0, result.stdout + result.stderr
-
-    deployed("production", f"version={version}", "why=better")
+    parameters = (f"model={shelf.name}", f"version={version}", "why=better")
+    options = (part for parameter in parameters for part in ("--param", parameter))
+    command = ("-m", "prefect", "deployment", "run", "smooth-promote/production", "--watch", *options)
+    result = house.cluster.run(*command, PREFECT_API_URL=house.cluster.state["prefect_api"])
+    assert result.returncode == 0, result.stdout + result.stderr
     assert shelf.aliases() == {"production": version, "previous": "1"}
     assert told(shelf.name)[1]["promotion"]["why"] == "better"
-    deployed("rollback")
-    assert shelf.aliases() == {"production": "1"}
+    with get_client(sync_client=True) as client:
+        back = client.read_deployment_by_name("smooth-promote/rollback")
+    assert set(back.parameter_openapi_schema["properties"]) == {"why", "who", "version", "dry_run", "model"}
