@@ -36,11 +36,7 @@ def manifest(
     base: str, istd: float, kid: float = BASE_KID, clip: float | None = None, **stamp: str | int | float
 ) -> dict[str, Any]:
     """An evaluation's manifest: these values of a smooth model beside those of its base."""
-    stamped: dict[str, str | int | float] = {
-        "base": model_identity(base, None),
-        "seed": 42,
-        "prompts": "synthetic",
-    } | stamp
+    stamped: dict[str, Any] = {"base": model_identity(base, None), "seed": 42, "prompts": "synthetic", **stamp}
     pairs = {"base": (BASE_ISTD, BASE_KID, 27.0), "smooth": (istd, kid, clip)}
     metrics = []
     for model, (mean, distance, score) in pairs.items():
