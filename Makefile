@@ -7,7 +7,7 @@ BIN := .venv/bin
 SMOOTH_HOME ?= .smooth
 STAMP := .venv/.smooth-setup
 CHOICES = SMOOTH_BIND="$${BIND:-$${SMOOTH_BIND:-}}" SMOOTH_WORKERS="$${WORKERS:-$${SMOOTH_WORKERS:-}}"
-.PHONY: setup demo test lint bench cluster-up cluster-down cluster-status backup restore clean help
+.PHONY: setup demo test lint bench cluster-up cluster-down cluster-status promote rollback backup restore clean help
 
 setup: $(STAMP)  ## Make .venv with every locked version (once; minutes, 7 GB)
 
@@ -55,6 +55,19 @@ backup: setup  ## Save all runs, models and artifacts while the cluster runs (TO
 restore: setup  ## Bring a backup into an empty home (FROM=folder)
 	@[[ -n "$${FROM:-}" ]] || { echo "error: which backup? make restore FROM=folder" >&2; exit 2; }
 	@$(BIN)/python -m infra.backup restore --from "$$FROM"
+
+# As JSON, so that a number stays text, and quotes in WHY stay what they are.
+PARAMETERS = $(BIN)/python -c 'import json, sys; print(json.dumps({k: v for k, _, v in (a.partition("=") for a in sys.argv[1:]) if v}))'
+RUN = $(BIN)/prefect --no-prompt deployment run --watch
+WHO ?= $(shell id -un)
+export VERSION WHY WHO
+
+promote: setup  ## VERSION=number|alias [WHY=text]: put it into production if it passes the gate
+	@[[ -n "$$VERSION" ]] || { echo "error: which one? make promote VERSION=candidate, or a number" >&2; exit 2; }
+	@$(RUN) smooth-promote/production --params "$$($(PARAMETERS) version="$$VERSION" why="$$WHY" who="$$WHO")"
+
+rollback: setup  ## [VERSION=number] [WHY=text]: put back what was in production before
+	@$(RUN) smooth-promote/rollback --params "$$($(PARAMETERS) version="$$VERSION" why="$$WHY" who="$$WHO")"
 
 clean: cluster-down  ## Stop the cluster; remove caches, artifacts and databases (not .venv)
 	@rm -rf "$(SMOOTH_HOME)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -90,16 +90,20 @@ def _cell(text: str) -> str:
 
 
 def show_picture(stage: str, path: str) -> None:
+    """Publish a PNG of any fsspec path."""
+    show_png(stage, path, store.read_bytes(path))
+
+
+def show_png(stage: str, name: str, content: bytes) -> None:
     """Publish a PNG inside a Markdown artifact: the browser may have no way to the artifact store.
 
     (Prefect's image artifact prints its URL under the picture, which here would be the picture in base64.)
     """
-    content = store.read_bytes(path)
     if len(content) > MAX_PICTURE_BYTES:
-        body = f"`{path}` ({len(content) / 1e6:.1f} MB) is too large to be shown here; the MLflow run has it."
+        body = f"`{name}` ({len(content) / 1e6:.1f} MB) is too large to be shown here; the MLflow run has it."
     else:
-        body = f"![{path}](data:image/png;base64,{base64.b64encode(content).decode()})"
-    create_markdown_artifact(body, key=picture_key(stage, path), description=path)
+        body = f"![{name}](data:image/png;base64,{base64.b64encode(content).decode()})"
+    create_markdown_artifact(body, key=picture_key(stage, name), description=name)
 
 
 def picture_key(stage: str, path: str) -> str:

@@ -15,6 +15,7 @@ from smooth.edit import cli as edit_commands
 from smooth.edit import cli_edit
 from smooth.export.cli import export
 from smooth.pretrain.cli import pretrain
+from smooth.promotion.cli import registry_app
 from smooth.serve.cli import serve
 from smooth.studio.cli import studio
 
@@ -37,6 +38,7 @@ app.add_typer(ingest_app, name="ingest")
 latents_app = typer.Typer(help="Check and mend cached latents.", no_args_is_help=True)
 app.add_typer(latents_app, name="latents")
 app.command("doctor")(doctor)
+app.add_typer(registry_app, name="registry")
 app.command("pretrain")(pretrain)
 app.command("export")(export)
 app.command("studio")(studio)

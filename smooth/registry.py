@@ -31,6 +31,8 @@ from smooth.models import trained_files
 from smooth.registry_card import card
 
 TRAIN_TAG = f"{tracking.FINGERPRINT_TAG}train"
+EVIDENCE = "registered"
+"""folder of the run that holds, by fingerprint, the evaluations that versions were registered with"""
 SQLITE = "sqlite:///"
 
 
@@ -69,9 +71,10 @@ def run(config: RunConfig) -> dict[str, Any]:
         mlflow.set_tracking_uri(uri)
         mlflow.set_experiment(experiment_id=client.get_run(training["run_id"]).info.experiment_id)
         version = _log(client, config, training, evaluation)
-    _describe(client, config, version, training, evaluation)
-    client.set_registered_model_alias(name, alias, str(version.version))
     with tracking.resume_run(training["run_id"]) as tracked:
+        keep_evidence(tracked, config.stage_dir("evaluate"), evaluation)
+        _describe(client, config, version, training, evaluation)
+        client.set_registered_model_alias(name, alias, str(version.version))
         tracked.set_tags(
             tracking.fingerprint_tags(config, ("register",)) | {"smooth.version": f"{name}/{version.version}"}
         )
@@ -245,6 +248,17 @@ def _log(client: MlflowClient, config: RunConfig, training: dict[str, Any], eval
         model_id=logged.model_id,
         tags={TRAIN_TAG: config.fingerprint("train")},
     )
+
+
+def keep_evidence(tracked: tracking.Run, folder: str, evaluation: dict[str, Any]) -> None:
+    """Copy the evaluation that the version is registered with, under its fingerprint: promotion judges by it.
+
+    ``evaluate/`` of the run is overwritten by the next evaluation of the same training.
+    """
+    place = f"{EVIDENCE}/{folder.rpartition('/')[2]}"
+    for name in evaluation["pictures"]:
+        tracked.log_artifact(store.join(folder, name), place)
+    tracked.log_artifact(store.join(folder, store.MANIFEST), place)
 
 
 def _describe(

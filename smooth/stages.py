@@ -54,5 +54,5 @@ def status(stage: Stage, config: RunConfig) -> Literal["complete", "stale", "to 
     if stage == "evaluate":
         from smooth.evaluate.networks import is_outdone
 
-        return "to do" if is_outdone(config.evaluate, manifest["networks"]) else "complete"
+        return "to do" if is_outdone(config.evaluate, manifest) else "complete"
     return "complete"

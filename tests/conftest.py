@@ -31,6 +31,7 @@ SERVICES = {
         "test_faults",
         "test_local_cluster",
         "test_ports",
+        "test_promotion",
     ),
     "ray": (
         "test_evaluate",

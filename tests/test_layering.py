@@ -12,7 +12,12 @@ PROJECT = Path(__file__).parents[1]
 
 # Library -> the only modules of smooth/ that may import it.
 DOORS = {
-    "mlflow": {"smooth/tracked.py", "smooth/tracking.py", "smooth/registry.py"},
+    "mlflow": {
+        "smooth/promotion/registry.py",
+        "smooth/registry.py",
+        "smooth/tracked.py",
+        "smooth/tracking.py",
+    },
     "bitsandbytes": {"smooth/train/eight_bit.py"},
     "deepspeed": {"smooth/train/zero.py"},
     "gradio": {

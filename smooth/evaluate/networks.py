@@ -53,6 +53,8 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "dinov2": ("FD-DINOv2",),
 }
 """what is listed as unavailable without a network"""
+PER_PROMPT = "istd_per_prompt"
+"""of an evaluation's manifest: each prompt's ISTD, by model"""
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,14 @@ def names(config: EvaluateConfig) -> set[str]:
     return {name for name, is_there in there.items() if is_there}
 
 
-def is_outdone(config: EvaluateConfig, measured: Mapping[str, str]) -> bool:
-    """Whether all networks by which an evaluation ``measured`` are at hand, and others, too: it can tell more now.
+def is_outdone(config: EvaluateConfig, manifest: Mapping[str, Any]) -> bool:
+    """Whether a finished evaluation can tell more now, from the pictures that were kept.
 
-    Without all of them it would lose what it told.
+    All networks by which it measured must be at hand, and others, too: without all of them it would lose what it told.
+    One from before each prompt's values were kept can tell those.
     """
-    return names(config) > set(measured)
+    at_hand, measured = names(config), set(manifest["networks"])
+    return at_hand > measured or (at_hand == measured and PER_PROMPT not in manifest)
 
 
 def missing(kind: Kind) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from smooth import store, tracking
 from smooth.config import STAGE_VERSIONS, ConfigError, RunConfig
-from smooth.evaluate import networks, page, report
+from smooth.evaluate import istd, networks, page, report
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
 from smooth.evaluate.measure import Comparison, Found, evaluations, measure
 from smooth.evaluate.metric import Metric
@@ -87,7 +87,7 @@ def _finished(folder: str, config: RunConfig) -> dict[str, Any] | None:
     if not store.is_complete(folder):
         return None
     manifest = store.read_manifest(folder)
-    return None if networks.is_outdone(config.evaluate, manifest["networks"]) else manifest
+    return None if networks.is_outdone(config.evaluate, manifest) else manifest
 
 
 def _named(config: RunConfig, protocol: Protocol) -> list[str]:
@@ -136,6 +136,7 @@ def _log(tracked: tracking.Run, folder: str, metrics: list[Metric], pictures: li
 
 
 def _finish(folder: str, about: dict[str, Any], found: Found, metrics: list[Metric], started: float) -> dict[str, Any]:
+    """Write the manifest. It keeps each prompt's ISTD: two models' pair where the stamps agree, whenever measured."""
     return store.write_manifest(
         folder,
         about
@@ -147,5 +148,9 @@ def _finish(folder: str, about: dict[str, Any], found: Found, metrics: list[Metr
             "metrics": [metric.as_dict() for metric in metrics],
             "protocol": found.protocol.fingerprint,
             "networks": found.networks,
+            networks.PER_PROMPT: {
+                name: istd.deviation(measured.distances).tolist()
+                for name, measured in (("base", found.base), ("smooth", found.smooth))
+            },
         },
     )

@@ -64,6 +64,9 @@ def test_version_carries_alias_metrics_and_lineage(registered: tuple[RunConfig, 
     for stage in ("ingest", "latents", "train", "evaluate"):
         assert version.tags[f"smooth.fingerprint.{stage}"] == config.fingerprint(stage)
     assert "| ISTD | smooth | 1.25 | 1.4 to 1.6 | 40 |" in version.description
+    kept = f"{registry.EVIDENCE}/{config.fingerprint('evaluate')}"
+    held = {item.path for item in client.list_artifacts(manifest["run_id"], kept)}
+    assert held == {f"{kept}/manifest.json", f"{kept}/strips.png"}
 
 
 def test_prompt_and_seed_in_same_png_out(model: Any, registered: tuple[RunConfig, dict[str, Any]]) -> None:

@@ -57,10 +57,8 @@ def test_stages_tells_what_would_be_reused(tmp_path: Path) -> None:
     options = [*REMOTE, "-o", f"storage.root={tmp_path}"]
     config = RunConfig.load("tiny", [REMOTE[1], f"storage.root={tmp_path}"])
     for stage in STAGES[:-1]:
-        store.write_manifest(
-            config.stage_dir(stage),
-            {"digest": "a", "ingest": "a", "networks": dict.fromkeys(networks.names(config.evaluate))},
-        )
+        measured = {"networks": dict.fromkeys(networks.names(config.evaluate)), networks.PER_PROMPT: {}}
+        store.write_manifest(config.stage_dir(stage), {"digest": "a", "ingest": "a", **measured})
     lines = CliRunner().invoke(app, ["stages", *options]).stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [[stage, config.fingerprint(stage)] for stage in STAGES]
     assert [line.split(maxsplit=2)[2].split("  ")[0] for line in lines] == ["complete"] * 4 + ["to do"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,8 +62,10 @@ def test_a_finished_evaluation_is_to_do_once_another_network_is_at_hand(tmp_path
     config = RunConfig.load("tiny", [f"storage.root={tmp_path}"])
     ingest = write_ingest(config.stage_dir("ingest"), [{"0": sample(png(np.zeros((64, 64, 3), np.uint8)), "a hat")}])
 
+    kept: dict[str, Any] = {networks.PER_PROMPT: {}}
+
     def status(*measured: str) -> str:
-        manifest = {"ingest": ingest["digest"], "networks": dict.fromkeys(measured, "identity")}
+        manifest = {"ingest": ingest["digest"], "networks": dict.fromkeys(measured, "identity"), **kept}
         store.write_manifest(config.stage_dir("evaluate"), manifest)
         return stages.status("evaluate", config)
 
@@ -73,4 +76,7 @@ def test_a_finished_evaluation_is_to_do_once_another_network_is_at_hand(tmp_path
     put(networks.INCEPTION_FILE)
     assert status("efficientnet", "alexnet") == "to do"
     assert status("efficientnet", "clip") == "complete"  # without CLIP it would tell less than it does
+    assert status("efficientnet", "alexnet", "inception", "dinov2") == "complete"
+    kept.clear()  # as before each prompt's values were kept
+    assert status("efficientnet", "alexnet", "inception") == "to do"
     assert status("efficientnet", "alexnet", "inception", "dinov2") == "complete"
