@@ -30,8 +30,8 @@ SERVICES = {
         "test_cluster_upkeep",
         "test_faults",
         "test_local_cluster",
-        "test_ports",
         "test_promotion",
+        "test_reach",  # takes the cluster down
     ),
     "ray": (
         "test_evaluate",

@@ -27,8 +27,8 @@ SIZE = {"width": 1280, "height": 860}
 def addresses() -> dict[str, str]:
     """Name of each picture -> the page that it shows."""
     services = Services.load()
-    assert services.prefect_api and services.mlflow_uri, "run `make demo` first"
-    prefect = services.prefect_api.removesuffix("/api")
+    if services.mlflow_uri is None:
+        sys.exit("error: no cluster is up; run `make demo` and `make promote VERSION=candidate` first")
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("smooth-train/full")
         ours = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
