@@ -126,6 +126,8 @@ class PrefectServer(Service):
         pages = [f"http://{host}:{self.number(PREFECT_PORT)}" for host in ("127.0.0.1", "localhost")]
         found = super().environment() | dict.fromkeys(streams, "true")
         found["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(pages)
+        # In memory, its default, a restart forgets who holds a place under a concurrency limit, and never frees it.
+        found["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
         if self.options.database:
             url = database.url(self.options.database, self.name, "postgresql+asyncpg")
             found |= {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url, **database.environment(self.options.database)}

@@ -16,6 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_UI_URL
 
 from smooth.settings import Services
 
@@ -35,6 +36,7 @@ def addresses() -> dict[str, str]:
         runs = client.read_flow_runs(deployment_filter=ours, sort=FlowRunSort.START_TIME_DESC, limit=1)
     production = MlflowClient(services.mlflow_uri).get_model_version_by_alias(MODEL, "production")
     experiment = MlflowClient(services.mlflow_uri).get_run(str(production.run_id)).info.experiment_id
+    prefect = PREFECT_UI_URL.value()
     return {
         "prefect-form": f"{prefect}/deployments/deployment/{deployment.id}/run",
         "prefect-run": f"{prefect}/runs/flow-run/{runs[0].id}?tab=Artifacts",
