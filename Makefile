@@ -59,8 +59,13 @@ restore: setup  ## Bring a backup into an empty home (FROM=folder)
 # As JSON, so that a number stays text, and quotes in WHY stay what they are.
 PARAMETERS = $(BIN)/python -c 'import json, sys; print(json.dumps({k: v for k, _, v in (a.partition("=") for a in sys.argv[1:]) if v}))'
 RUN = $(BIN)/prefect --no-prompt deployment run --watch
-WHO ?= $(shell id -un)
-export VERSION WHY WHO
+ifeq ($(origin WHO), undefined)
+WHO := $(shell id -un)
+endif
+# Unexpanded, so that a $$ stays one; and a VERSION that happens to be in the environment is not meant.
+override export WHY := $(value WHY)
+override export WHO := $(value WHO)
+override export VERSION := $(if $(filter command line,$(origin VERSION)),$(value VERSION))
 
 promote: setup  ## VERSION=number|alias [WHY=text]: put it into production if it passes the gate
 	@[[ -n "$$VERSION" ]] || { echo "error: which one? make promote VERSION=candidate, or a number" >&2; exit 2; }

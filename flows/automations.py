@@ -21,8 +21,8 @@ from prefect.types import SecretDict
 HEARTBEAT = "prefect.flow-run.heartbeat"
 HEARTBEAT_SECONDS = 30  # as infra/prefect.yaml has it
 SILENT = "SMOOTH_SILENT_SECONDS"
-SILENT_SECONDS = 180
-"""Without a heartbeat until a run is taken for dead: more than a restart of the server takes."""
+SILENT_SECONDS = 600
+"""Without a heartbeat until a run is taken for dead: longer than a run waits for a server that is away."""
 CANCEL_SECONDS = 300
 """That a worker has to end what was cancelled."""
 PICKED_UP = 3

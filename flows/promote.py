@@ -10,7 +10,7 @@ import getpass
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import State, flow, get_run_logger, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
@@ -21,6 +21,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.input import RunInput
 from prefect.states import Failed
+from pydantic import Field
 
 from flows import reports
 from smooth.promotion import PromotionError
@@ -51,7 +52,7 @@ def promote(
     quality_margin: float = 1.1,
     clip_margin: float = 0.5,
     approve: bool = False,
-    approval_timeout_s: int = 24 * 3600,
+    approval_timeout_s: Annotated[int, Field(ge=1)] = 24 * 3600,
     dry_run: bool = False,
     model: str = "smooth-diffusion",
 ) -> dict[str, Any] | State[Any]:
@@ -81,7 +82,7 @@ def promote(
             why,
             who or _user(),
             (quality_margin, clip_margin),
-            approval_timeout_s * approve,
+            approval_timeout_s if approve else None,
             dry_run,
         )
     except PromotionError as error:  # a closed gate is an answer and no crash: no traceback
@@ -118,9 +119,9 @@ def rollback(
 
 
 def _promote(
-    model: str, version: str, why: str, who: str, margins: tuple[float, float], approval_s: int, dry_run: bool
+    model: str, version: str, why: str, who: str, margins: tuple[float, float], approval_s: int | None, dry_run: bool
 ) -> dict[str, Any]:
-    """``margins`` of quality and CLIP score; with ``approval_s`` above 0 a person is asked, and waited for so long."""
+    """``margins`` of quality and CLIP score; with ``approval_s`` a person is asked, and waited for so long."""
     from smooth.promotion import promote as steps
     from smooth.promotion.gate import Margins, check
 
@@ -134,7 +135,7 @@ def _promote(
         check(verdict.lines)
         if dry_run:
             return _told(asked, verdict.against, None)
-        if not approval_s:
+        if approval_s is None:
             return _told(asked, verdict.against, steps.commit(asked, verdict, who=who, why=why))
     answer = _ask_a_person(asked, verdict, why, approval_s)
     with exclusive():

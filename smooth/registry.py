@@ -25,7 +25,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from smooth import registry_pyfunc, store, tracking
+from smooth import registry_pyfunc, stages, store, tracking
 from smooth.config import RunConfig, model_identity, resolve_model
 from smooth.models import trained_files
 from smooth.registry_card import card
@@ -57,7 +57,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         store.ArtifactError: training or evaluation is not finished.
     """
     folder = config.stage_dir("register")
-    if store.is_complete(folder):
+    if stages.status("register", config) == "complete":
         return store.read_manifest(folder)
     started = time.monotonic()
     training = store.read_manifest(config.stage_dir("train"))
@@ -93,6 +93,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             "uri": model_uri,
             "run_id": training["run_id"],
             "ingest": training["ingest"],
+            "evaluation": store.digest(config.stage_dir("evaluate")),
         },
     )
 

@@ -40,7 +40,7 @@ def status(stage: Stage, config: RunConfig) -> Literal["complete", "stale", "to 
     """Whether the stage's artifact is finished.
 
     Stale latents are to do: what has changed is encoded. So is an evaluation for which a network has come to hand, on
-    this machine: it is measured again, from the pictures that were kept.
+    this machine: it is measured again, from the pictures that were kept. The registry then has to be told anew.
     """
     folder = config.stage_dir(stage)
     if not store.is_complete(folder):
@@ -55,4 +55,8 @@ def status(stage: Stage, config: RunConfig) -> Literal["complete", "stale", "to 
         from smooth.evaluate.networks import is_outdone
 
         return "to do" if is_outdone(config.evaluate, manifest) else "complete"
+    if stage == "register":
+        evaluation = config.stage_dir("evaluate")
+        known = not store.is_complete(evaluation) or manifest.get("evaluation") == store.digest(evaluation)
+        return "complete" if known else "to do"
     return "complete"

@@ -161,6 +161,11 @@ def write_manifest(folder: str, manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
+def digest(folder: str) -> str:
+    """SHA-256 of a finished artifact's manifest: another one where it was made again in its place."""
+    return hashlib.sha256(read_bytes(join(folder, MANIFEST))).hexdigest()
+
+
 def read_manifest(folder: str) -> dict[str, Any]:
     """Return the manifest of a finished artifact.
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from infra.backup.parts import BackupError
-from infra.backup.restore import restore, under_way
+from infra.backup.restore import UNDER_WAY, restore, under_way
 from infra.backup.save import elsewhere, save
 from smooth import settings
 
@@ -38,9 +38,8 @@ def restore_command(home: Path, source: Path) -> None:
             print(f"note: saved with {name} {version}, here is {here}: see Upgrade in infra/README.md")
     if count := under_way(home):
         print(f"note: {count} flow runs were under way and hold their deployment's place; once the cluster is up:")
-        print(
-            "  .venv/bin/prefect flow-run ls --state-type RUNNING  and for each  .venv/bin/prefect flow-run delete ID"
-        )
+        states = " ".join(f"--state-type {state}" for state in UNDER_WAY)
+        print(f"  .venv/bin/prefect flow-run ls {states}  and for each  .venv/bin/prefect flow-run delete ID")
     print("start it with:  make cluster-up  (its credentials are made anew)")
 
 

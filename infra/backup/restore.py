@@ -12,6 +12,9 @@ from infra.backup.index import Index, verify
 from infra.backup.parts import BackupError, Copier, check_empty, check_space
 from smooth import store
 
+UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
+"""States of a flow run that holds its place."""
+
 
 def restore(source: Path, home: Path) -> Index:
     """Bring a backup into ``home``, at once or not at all, and return what it holds.
@@ -45,5 +48,6 @@ def under_way(home: Path) -> int:
     if not path.is_file():
         return 0
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        query = "SELECT count(*) FROM flow_run WHERE state_type IN ('PENDING', 'RUNNING', 'CANCELLING')"
-        return int(database.execute(query).fetchone()[0])
+        places = ", ".join("?" * len(UNDER_WAY))
+        query = f"SELECT count(*) FROM flow_run WHERE state_type IN ({places})"  # noqa: S608 - question marks alone
+        return int(database.execute(query, UNDER_WAY).fetchone()[0])

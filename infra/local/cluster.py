@@ -50,7 +50,7 @@ class LocalCluster:
         names = [service.name for service in SERVICES] + [f"{RayNode.PREFIX}{index}" for index in self._known_nodes]
         self._records = {name: processes.read_record(layout.record(name)) for name in names}
         self._is_running = any(record is not None and record.process() for record in self._records.values())
-        options = Options.read(layout.options) if self._is_running else Options()
+        options = Options.read(layout.options)  # of what runs, or ran when the machine went down
         self.ports = self._resolve_ports()
         self._set_access(Access.load(layout, options, self.ports))
 
@@ -89,7 +89,7 @@ class LocalCluster:
             ClusterError: a port is taken, or a service does not come up.
         """
         self._check_moved_ports()
-        options = Options.asked(self.options if self._is_running else None)
+        options = Options.asked(self.options, running=self._is_running)
         self._set_access(Access.make(self.layout, options, self.ports))
         surplus = [node for index in self._known_nodes if (node := RayNode(self.access, index)).name not in self.names]
         removed = [node.name for node in surplus if self._stop(node)]

@@ -36,6 +36,7 @@ def register(access: Access, environment: dict[str, str]) -> None:
     known = deployed.read_text() if deployed.is_file() else ""
     if known == digest and http.is_ok(f"{server}/deployments/name/{DEPLOYMENT}", access.prefect_headers()):
         return
+    environment = environment | {name: os.environ[name] for name in TOLD if name in os.environ}
     deploy = [program("prefect"), "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
     for command in (deploy, [sys.executable, "-m", "flows.automations"]):
         result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)

@@ -43,25 +43,24 @@ class Options(BaseModel):
         return HOST if self.bind == ANYWHERE else self.bind
 
     @classmethod
-    def asked(cls, known: Self | None) -> Self:
-        """The options asked for by variables; where they say nothing, those of the running cluster.
+    def asked(cls, known: Self, *, running: bool) -> Self:
+        """The options asked for by variables; where they say nothing, those that were known.
 
         Args:
-            known: what the running cluster was started with, if one runs.
+            known: what the cluster was started with, or the defaults after a `make cluster-down`.
+            running: whether it still runs, so that it can't become another one.
 
         Raises:
             ClusterError: a variable makes no sense, or asks for what a running cluster can't become.
         """
         given = {option: value for option, name in VARIABLES.items() if (value := os.environ.get(name))}
-        asked = cls.model_validate(_checked(given))
-        if known is None:
-            return asked
-        for option in ("bind", "database", "store"):
-            if option in given and getattr(asked, option) != getattr(known, option):
+        asked = known.model_copy(update=cls.model_validate(_checked(given)).model_dump(include=set(given)))
+        for option in ("bind", "database", "store") if running else ():
+            if getattr(asked, option) != getattr(known, option):
                 raise ClusterError(
                     f"{VARIABLES[option]} is not what the running cluster was started with: `make cluster-down` first"
                 )
-        return known.model_copy(update={"workers": asked.workers}) if "workers" in given else known
+        return asked
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -12,7 +12,7 @@ from infra.local.layout import HOST, PROJECT, Port, program
 from infra.local.processes import MARKER, Record
 
 OURS = ("RAY_", "PREFECT_", "MLFLOW_", "SMOOTH_CLUSTER_")
-SECRETS = ("SMOOTH_DATABASE", "SMOOTH_STORE")
+SECRETS = ("SMOOTH_DATABASE", "SMOOTH_STORE", "SMOOTH_NOTIFY_URL")
 """Variables that only this package reads, which no service inherits."""
 
 

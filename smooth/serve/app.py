@@ -73,13 +73,13 @@ class Front:
     async def _paint(self, order: Order) -> web.Painted:
         # Counted here, since Serve's own max_queued_requests counts what is on its way to an idle painter, too.
         if self._under_way >= self._room:
-            raise web.BusyError(max(1, math.ceil(self._seconds)))
+            raise web.BusyError("the queue is full", max(1, math.ceil(self._seconds)))
         begun = time.monotonic()
         self._under_way += 1
         try:
             answer: web.Painted | OrderError = await self._painter.paint.remote(order)
         except (DeploymentUnavailableError, RayActorError) as error:
-            raise web.BusyError(RESTART_SECONDS) from error
+            raise web.BusyError("the painter of this request died, another one starts", RESTART_SECONDS) from error
         finally:
             self._under_way -= 1
         if isinstance(answer, OrderError):

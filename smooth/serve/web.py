@@ -27,10 +27,10 @@ Painted = tuple[bytes, str]
 
 
 class BusyError(Exception):
-    """The queue is full; tells after how many seconds to come again."""
+    """Nobody can paint it now; tells why, and after how many seconds to come again."""
 
-    def __init__(self, seconds: int) -> None:
-        super().__init__(seconds)
+    def __init__(self, why: str, seconds: int) -> None:
+        super().__init__(why)
         self.seconds = seconds
 
 
@@ -88,7 +88,7 @@ async def _generate(request: Request, paint: Callable[[Order], Awaitable[Painted
     except OrderError as refusal:
         return JSONResponse({"error": str(refusal)}, refusal.status)
     except BusyError as busy:
-        told = f"the queue is full; come again in {busy.seconds} s"
+        told = f"{busy}; come again in {busy.seconds} s"
         return JSONResponse({"error": told}, 503, {"Retry-After": str(busy.seconds)})
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)

@@ -23,7 +23,7 @@ pytestmark = [
     # Ray's job client passes ssl=None, which newer aiohttp deprecates.
     pytest.mark.filterwarnings("ignore:ssl=None is deprecated, please use ssl=True:DeprecationWarning"),
 ]
-SILENT_S = 40  # a heartbeat comes every 30 s; 180 by default
+SILENT_S = 40  # a heartbeat comes every 30 s; 600 by default
 
 
 @pytest.fixture

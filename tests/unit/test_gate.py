@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smooth import registry_pyfunc
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.networks import EFFICIENTNET, FID
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.smoothness import istd_difference, istd_of
 from smooth.promotion import PromotionError, gate, records, status
-from smooth.promotion.drawing import Drawn, check_files
+from smooth.promotion.drawing import Drawn, bring_own_loader, check_files
 from smooth.promotion.evidence import Evidence, Measured
 from smooth.promotion.gate import GateError, Line, Margins
 from smooth.promotion.records import Books, Record
@@ -137,6 +138,9 @@ def test_a_model_brings_no_pickle_and_no_program(tmp_path: Path, added: str | No
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     check_files(tmp_path, described)
+    (tmp_path / "code/registry_pyfunc.py").write_text("raise SystemExit('not ours')")
+    bring_own_loader(tmp_path)
+    assert (tmp_path / "code/registry_pyfunc.py").read_text() == Path(registry_pyfunc.__file__).read_text()
     if added is not None:
         (tmp_path / added).touch()
     described["flavors"]["python_function"]["loader_module"] = loader

@@ -41,7 +41,7 @@ def access(tmp_path: Path, options: Options) -> Access:
 
 
 def test_without_variables_all_is_on_loopback_sqlite_and_a_folder() -> None:
-    assert Options.asked(None) == Options()
+    assert Options.asked(Options(), running=False) == Options()
     assert not Options().is_open
     assert Options().host == HOST
 
@@ -68,7 +68,7 @@ def test_a_variable_that_makes_no_sense_is_named_and_no_secret_shown(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ClusterError, match=variable) as failure:
-        Options.asked(None)
+        Options.asked(Options(), running=False)
     assert message in str(failure.value)
     assert SECRET not in str(failure.value)
 
@@ -78,18 +78,18 @@ def test_what_runs_keeps_its_options_until_it_is_down(tmp_path: Path, monkeypatc
     monkeypatch.setenv("SMOOTH_DATABASE", URL)
     monkeypatch.setenv("SMOOTH_WORKERS", "2")
     path = tmp_path / "options.json"
-    Options.asked(None).save(path)
+    Options.asked(Options(), running=False).save(path)
     assert path.stat().st_mode & 0o077 == 0
     known = Options.read(path)
     assert (known.bind, known.database, known.workers, known.host) == ("0.0.0.0", URL, 2, HOST)
     for name in VARIABLES.values():
         monkeypatch.delenv(name, raising=False)
-    assert Options.asked(known) == known
+    assert Options.asked(known, running=True) == known
     monkeypatch.setenv("SMOOTH_WORKERS", "0")
-    assert Options.asked(known) == known.model_copy(update={"workers": 0})
+    assert Options.asked(known, running=True) == known.model_copy(update={"workers": 0})
     monkeypatch.setenv("SMOOTH_DATABASE", URL.replace("smooth", "other"))
     with pytest.raises(ClusterError, match=r"SMOOTH_DATABASE .*`make cluster-down` first") as failure:
-        Options.asked(known)
+        Options.asked(known, running=True)
     assert "hidden" not in str(failure.value)
     path.write_text('{"bind": ')
     assert Options.read(path) == Options()

@@ -171,7 +171,7 @@ def test_nothing_is_answered_without_the_token(sent: str | None) -> None:
 
 def test_a_full_queue_says_when_to_come_again() -> None:
     async def busy(_order: Order) -> web.Painted:
-        raise web.BusyError(7)
+        raise web.BusyError("the queue is full", 7)
 
     response = Answers(paint=busy).post()
     assert (response.status_code, response.headers["retry-after"]) == (503, "7")
