@@ -50,6 +50,7 @@ def serve(
     with reported():
         import os
         from pathlib import Path
+        from secrets import token_hex
 
         from smooth.sections import StorageConfig
         from smooth.serve.order import Limits
@@ -60,6 +61,7 @@ def serve(
         for number in (port, metrics_port):
             listen(host if number == port else "127.0.0.1", number).close()
         os.environ.update(ENVIRONMENT | OWN_RAY | PATIENT | QUIET)
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)})  # of this Ray, known to it alone
         if not model.startswith("models:/"):
             raise ValueError(f"--model {model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
         from smooth import registry, tracking

@@ -28,10 +28,10 @@ from tests.faults import PICTURES, Gate, Run, overrides, wait
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated, please use ssl=True:DeprecationWarning")
 
 AWAY_S = 5.0
-STEPS = 40
+STEPS = 20
 TRAINING = [
-    f"train.steps={STEPS}", "train.global_batch_size=4", "train.micro_batch_size=2", "train.validate_every=10",
-    "train.checkpoint_every=10", "train.istd_every=null", "train.zero_stage=0", "evaluate.actors=1",
+    f"train.steps={STEPS}", "train.global_batch_size=4", "train.micro_batch_size=2", "train.validate_every=5",
+    "train.checkpoint_every=5", "train.istd_every=null", "train.zero_stage=0", "evaluate.actors=1",
 ]  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from smooth.models import WEIGHTS_NAME
 from tests.evaluated import write_adapter
 from tests.numerics.networks import Draws, adapted, unet
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PROJECT = Path(__file__).parents[2]
+README = (PROJECT / "README.md").read_text()
 OF_PICTURES = ("generate", "interpolate", "invert", "edit", "drag", "show-params")
 
 
@@ -33,6 +34,13 @@ def commands(*names: str) -> list[list[str]]:
     """Words of the README's `smooth` commands of these names, in order, without their comments."""
     lines = [shlex.split(line.strip(), comments=True) for line in README.splitlines() if line.startswith("    smooth ")]
     return [words for words in lines if words[1] in names]
+
+
+def test_every_picture_and_file_it_links_to_is_there_and_no_picture_is_left_over() -> None:
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)#][^)]*)\)", README)}
+    assert not sorted(link for link in links if not (PROJECT / link).exists())
+    kept = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / ".github/images").iterdir()}
+    assert not sorted(kept - links)
 
 
 def run(words: list[str]) -> None:
