@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.sorting import FlowRunSort
@@ -22,7 +21,9 @@ from smooth.settings import Services
 
 FOLDER = Path(".github/images")
 MODEL = "smooth-diffusion"
-SIZE = {"width": 1280, "height": 860}
+PICTURE = "evaluate/strips.png"
+SIZE: ViewportSize = {"width": 1280, "height": 860}
+SETTLE_MS = 6000
 
 
 def addresses() -> dict[str, str]:
@@ -39,19 +40,22 @@ def addresses() -> dict[str, str]:
     prefect = PREFECT_UI_URL.value()
     return {
         "prefect-form": f"{prefect}/deployments/deployment/{deployment.id}/run",
-        "prefect-run": f"{prefect}/runs/flow-run/{runs[0].id}?tab=Artifacts",
-        "mlflow-run": f"{services.mlflow_uri}/#/experiments/{experiment}/runs/{production.run_id}/artifacts",
-        "mlflow-registry": f"{services.mlflow_uri}/#/models/{MODEL}",
+        "prefect-run": f"{prefect}/runs/flow-run/{runs[0].id}",
+        "mlflow-run": f"{services.mlflow_uri}/#/experiments/{experiment}/runs/{production.run_id}/artifacts/{PICTURE}",
+        "mlflow-registry": f"{services.mlflow_uri}/#/models/{MODEL}/versions/{production.version}",
     }
 
 
-def take(page: Page, name: str, address: str, act: Callable[[Page], None] | None = None) -> None:
-    """Open a page, wait until it is quiet, and keep what is seen."""
+def take(page: Page, name: str, address: str) -> None:
+    """Open a page, wait until it has what it shows, and keep what is seen."""
     page.goto(address)
-    page.wait_for_load_state("networkidle")
-    if act is not None:
-        act(page)
-    page.wait_for_timeout(2000)  # animations
+    page.wait_for_timeout(SETTLE_MS)  # both pages go on asking their server: they are never idle
+    for button in page.get_by_role("button", name="Close", exact=True).all():  # MLflow's assistant
+        button.click()
+    shown = {"prefect-run": "Artifacts", "mlflow-registry": "Description"}  # the latter folds, the tags come up
+    if name in shown:
+        page.get_by_text(shown[name]).first.click()
+    page.wait_for_timeout(SETTLE_MS / 3)
     page.screenshot(path=FOLDER / f"{name}.png")
     print(FOLDER / f"{name}.png")
 
