@@ -1,6 +1,6 @@
-"""``python -m flows.automations``: what the Prefect server does by itself about runs that die.
+"""``python -m flows.automations``: what the Prefect server does by itself, about runs that die and every night.
 
-Made anew each time the deployments are registered, by name; one that was paused in the UI stays paused.
+Made anew each time the deployments are registered, by name; what was switched on or off in the UI stays so.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import cast
 from uuid import UUID
 
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -33,6 +35,7 @@ DEPLOYMENTS = ["full", "grid"]
 """Whose runs go on where they stopped."""
 NOTIFY_URL = "SMOOTH_NOTIFY_URL"
 BLOCK = "smooth-notify"
+NIGHTLY = "nightly"
 Labels = dict[str, str | list[str]]
 RUNS: Labels = {"prefect.resource.id": "prefect.flow-run.*"}
 
@@ -117,6 +120,19 @@ def notification_block(url: str) -> UUID:
     return cast(UUID, block.save(BLOCK, overwrite=True))
 
 
+def schedule_nightly(client: SyncPrefectClient) -> None:
+    """Give ``smooth-train/full`` a nightly schedule, off, unless it has it.
+
+    Not in infra/prefect.yaml: each `prefect deploy` would switch it off again.
+    """
+    deployment = client.read_deployment_by_name(f"smooth-train/{DEPLOYMENTS[0]}")
+    if NIGHTLY not in {schedule.slug for schedule in deployment.schedules}:
+        every_night = CronSchedule(cron="0 2 * * *", timezone="UTC")
+        client.create_deployment_schedules(
+            deployment.id, [DeploymentScheduleCreate(schedule=every_night, active=False, slug=NIGHTLY)]
+        )
+
+
 def _runs(*states: str) -> set[str]:
     """The events of runs that enter these states."""
     return {f"prefect.flow-run.{state}" for state in states}
@@ -158,6 +174,7 @@ def main() -> None:
             else:
                 client.create_automation(automation)
             print(f"automation {automation.name!r} {'renewed' if known else 'made'}")
+        schedule_nightly(client)
 
 
 if __name__ == "__main__":

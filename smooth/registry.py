@@ -57,7 +57,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         store.ArtifactError: training or evaluation is not finished.
     """
     folder = config.stage_dir("register")
-    if stages.status("register", config) == "complete":
+    if store.is_complete(folder) and stages.status("register", config) != "to do":
         return store.read_manifest(folder)
     started = time.monotonic()
     training = store.read_manifest(config.stage_dir("train"))

@@ -18,10 +18,11 @@ import psutil
 from infra.local import deployments, processes
 from infra.local.access import Access
 from infra.local.deployments import DEPLOYMENT
-from infra.local.layout import PORTS, PROJECT, ClusterError, Layout, is_free, write_private
+from infra.local.layout import PORTS, PROJECT, ClusterError, Layout, write_private
 from infra.local.nodes import RayNode
 from infra.local.options import Options
 from infra.local.services import SERVICES, PrefectServer, PrefectWorker, RayHead, Service
+from smooth.listening import is_free
 
 __all__ = ["DEPLOYMENT", "Health", "LocalCluster", "changing"]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smooth import settings
+from smooth.listening import is_free
 
 HOST = "127.0.0.1"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -131,17 +132,6 @@ def write_private(path: Path, text: str) -> None:
 def program(name: str) -> str:
     """Full path of a console script of this environment."""
     return str(Path(sys.executable).with_name(name))
-
-
-def is_free(port: int, address: str = HOST) -> bool:
-    """Whether a server could listen on ``port`` of ``address``."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-    return True
 
 
 def quiet_port() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,9 +11,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from smooth.doctor.finding import Finding, error, ok, warning
+from smooth.listening import is_free
 from smooth.settings import Services, home, state_file
 
-HOST = "127.0.0.1"
 TIMEOUT_SECONDS = 5.0
 UP = "make cluster-up"
 OTHERS = 0o077
@@ -48,28 +47,20 @@ def ports() -> list[Finding]:
 
 def _port(port: Port, record: dict[str, str | None]) -> Finding:
     check = f"port of {port.service}"
-    if address := record.get(port.address):
-        return ok(check, f"{_number(address)}, in use by this cluster")
+    if (address := record.get(port.address)) and (number := _number(address)):
+        if not is_free(number):
+            return ok(check, f"{number}, in use by this cluster")
+        return error(check, f"the cluster was at {number}, where nobody listens now", f"start it again: {UP}")
     text = os.environ.get(port.variable) or str(port.default)
     if not text.isdecimal() or not 0 < int(text) < 65536:
         return error(check, f"{port.variable}={text!r} is no port number", f"set {port.variable} to 1 to 65535")
-    if not _is_free(int(text)):
+    if not is_free(int(text)):
         return error(check, f"{text} is taken by another program", f"stop it, or set {port.variable} to another port")
     return ok(check, f"{text} is free")
 
 
 def _number(address: str) -> int | None:
     return urlsplit(address if "://" in address else f"//{address}").port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def _record() -> dict[str, str | None]:

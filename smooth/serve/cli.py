@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from smooth.serve.settings import Settings
 
 # Ray calls nobody, and believes that it can have no other machines: then even what asks for no token is on loopback.
 OWN_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -50,45 +53,54 @@ def serve(
     with reported():
         import os
         from pathlib import Path
-        from secrets import token_hex
 
         from smooth.sections import StorageConfig
         from smooth.serve.order import Limits
-        from smooth.serve.settings import Settings, take_token
-        from smooth.studio.server import ENVIRONMENT, HOME_NAMES, is_loopback, listen
+        from smooth.serve.settings import Settings
 
-        token = take_token(host)
-        for number in (port, metrics_port):
-            listen(host if number == port else "127.0.0.1", number).close()
-        os.environ.update(ENVIRONMENT | OWN_RAY | PATIENT | QUIET)
-        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)})  # of this Ray, known to it alone
-        if not model.startswith("models:/"):
-            raise ValueError(f"--model {model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
-        from smooth import registry, tracking
-
-        registry.resolve(model)
-        os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri()  # the painters work in another folder
-        try:
-            from smooth.serve.app import run
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith(("grpc_reflection", "fastapi", "uvicorn", "starlette")):
-                raise
-            raise ValueError("serving needs Ray Serve: pip install 'smooth[serve]'") from error
-        run(
-            Settings(
-                model=model,
-                scratch=str(Path(StorageConfig().root, "models").absolute()),
-                limits=Limits(steps, size),
-                replicas=replicas,
-                threads=threads or max(1, ((os.cpu_count() or 1) - 1) // replicas),
-                batch=batch,
-                wait_seconds=wait,
-                queue=queue,
-                poll_seconds=poll,
-            ),
-            host=host,
-            port=port,
-            metrics_port=metrics_port,
-            hosts=[*HOME_NAMES, host] if is_loopback(host) else None,
-            token=token,
+        settings = Settings(
+            model=model,
+            scratch=str(Path(StorageConfig().root, "models").absolute()),
+            limits=Limits(steps, size),
+            replicas=replicas,
+            threads=threads or max(1, ((os.cpu_count() or 1) - 1) // replicas),
+            batch=batch,
+            wait_seconds=wait,
+            queue=queue,
+            poll_seconds=poll,
         )
+        _run(settings, host, port, metrics_port)
+
+
+def _run(settings: Settings, host: str, port: int, metrics_port: int) -> None:
+    """Look whether all is at hand, which Ray would take long to find out, and serve.
+
+    Raises:
+        ValueError: a host without a token, a taken port, a model that is not registered, no Ray Serve.
+    """
+    import os
+    from secrets import token_hex
+
+    from smooth.listening import HOME_NAMES, LOOPBACK, is_loopback, listen
+    from smooth.serve.settings import take_token
+    from smooth.studio.server import ENVIRONMENT
+
+    token = take_token(host)
+    for address, number in ((host, port), (LOOPBACK, metrics_port)):
+        listen(address, number).close()
+    os.environ.update(ENVIRONMENT | OWN_RAY | PATIENT | QUIET)
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)})  # of this Ray, known to it alone
+    if not settings.model.startswith("models:/"):
+        raise ValueError(f"--model {settings.model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
+    from smooth import registry, tracking
+
+    registry.resolve(settings.model)
+    os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri()  # the painters work in another folder
+    try:
+        from smooth.serve.app import run
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(("grpc_reflection", "fastapi", "uvicorn", "starlette")):
+            raise
+        raise ValueError("serving needs Ray Serve: pip install 'smooth[serve]'") from error
+    hosts = [*HOME_NAMES, host] if is_loopback(host) else None
+    run(settings, host=host, port=port, metrics_port=metrics_port, hosts=hosts, token=token)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from smooth.listening import is_loopback
 from smooth.serve.order import Limits
-from smooth.studio.server import is_loopback
 
 TOKEN_VARIABLE = "SMOOTH_SERVE_TOKEN"  # noqa: S105 - the variable's name
 LEAST_TOKEN = 16  # characters

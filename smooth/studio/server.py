@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from smooth.listening import HOME_NAMES, is_loopback, listen
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from smooth.studio.models import Models
 
 GRACE_SECONDS = 2  # for pages that are open at the end
-HOME_NAMES = ("localhost", "127.0.0.1", "::1")
 # Nothing of this process calls home, and a registry that is away is given up soon.
 ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -24,14 +23,6 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def read_auth(host: str, path: str | None) -> tuple[str, str] | None:
@@ -58,18 +49,6 @@ def read_auth(host: str, path: str | None) -> tuple[str, str] | None:
     if not user or not password:
         raise ValueError(f"--auth {path}: its first line is not user:password")
     return user, password
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any free one.
-
-    Raises:
-        ValueError: the address can't be had.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ValueError(f"can't listen on {host}:{port}: {error.strerror or error}; give another --port") from error
 
 
 def serve(names: Sequence[str], base: str, host: str, port: int, auth: tuple[str, str] | None, scratch: str) -> None:

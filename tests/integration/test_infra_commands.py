@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from infra.local import http, processes
@@ -193,6 +194,15 @@ def test_prefect_its_deployments_and_its_worker_want_the_auth_string(machine: Ma
         made = machine.run("deployments", *machine.command("deployments"))
         assert made.returncode == 0, made.stdout + made.stderr
         assert status(deployment, headers=right) == 200
+        found = httpx.get(deployment, headers=right, timeout=60).json()
+        (nightly,) = found["schedules"]
+        assert (nightly["slug"], nightly["active"]) == ("nightly", False)
+        schedule = f"{api}/deployments/{found['id']}/schedules/{nightly['id']}"
+        httpx.patch(schedule, headers=right, json={"active": True}, timeout=60).raise_for_status()
+        again = machine.run("deployments", *machine.command("deployments"))
+        assert again.returncode == 0, again.stdout + again.stderr
+        schedules = httpx.get(deployment, headers=right, timeout=60).json()["schedules"]
+        assert [each["active"] for each in schedules] == [True]  # what a person switched on stays on
         with machine.running("worker"):
             workers = f"{api}/work_pools/local-pool/workers/filter"
             assert status(workers, body={}) == 401

@@ -18,9 +18,10 @@ import pytest
 
 from infra.local import database, http, processes
 from infra.local.access import Access
-from infra.local.layout import HOST, PORTS, ClusterError, Layout, free_ports, is_free
+from infra.local.layout import HOST, PORTS, ClusterError, Layout, free_ports
 from infra.local.options import Options
 from infra.local.services import MLflowServer, PrefectServer, Service
+from smooth.listening import is_free
 
 DRIVERS = ("psycopg2", "boto3")  # of infra/requirements.cluster.lock
 PROGRAMS = ("initdb", "postgres", "moto_server")

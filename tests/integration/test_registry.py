@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from smooth import registry, store, tracking
+from smooth import registry, stages, store, tracking
 from smooth.cli import app
 from smooth.config import RunConfig, resolve_model
 from smooth.models.pipeline import load_pipeline
@@ -33,7 +33,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory, tiny_base: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
         config = trained(tiny_base, root / "artifacts")
-        evaluation = config.stage_dir("evaluate")
+        evaluation, ingest = config.stage_dir("evaluate"), config.stage_dir("ingest")
+        data = store.read_manifest(config.stage_dir("train"))["ingest"]
+        store.write_manifest(ingest, store.read_manifest(ingest) | {"digest": data})
         store.write_bytes(store.join(evaluation, "strips.png"), b"PNG")
         metrics = [METRIC | {"model": "base"}, METRIC | {"model": "smooth", "value": 1.25}]
         store.write_manifest(evaluation, {"stage": "evaluate", "metrics": metrics, "pictures": ["strips.png"]})
@@ -99,6 +101,24 @@ def test_folder_loads_in_plain_diffusers_and_gives_the_same_picture(
     loaded = mlflow.diffusers.load_model(manifest["uri"])
     assert Path(loaded.adapter_path, "pytorch_lora_weights.safetensors").is_file()
     assert pipeline.unet.dtype == torch.float32
+
+
+def test_an_evaluation_made_again_reaches_the_registry(registered: tuple[RunConfig, dict[str, Any]]) -> None:
+    config, manifest = registered
+    evaluation = config.stage_dir("evaluate")
+    before = store.read_bytes(store.join(evaluation, store.MANIFEST))
+    assert stages.status("register", config) == "complete"
+    metrics = [METRIC | {"model": "smooth", "value": 1.125}]
+    store.write_manifest(evaluation, {"stage": "evaluate", "metrics": metrics, "pictures": ["strips.png"]})
+    try:
+        assert stages.status("register", config) == "to do"
+        assert registry.run(config)["version"] == manifest["version"]
+        version = MlflowClient(tracking.tracking_uri()).get_model_version_by_alias("smooth-diffusion", "candidate")
+        assert version.tags["smooth.metric.istd.smooth"] == "1.125"
+    finally:
+        store.write_bytes(store.join(evaluation, store.MANIFEST), before)
+    registry.run(config)
+    assert stages.status("register", config) == "complete"
 
 
 def test_same_training_stays_one_version(registered: tuple[RunConfig, dict[str, Any]]) -> None:

@@ -29,6 +29,7 @@ from smooth.cli import app
 from smooth.edit import generate, media
 from smooth.edit.model import open_model
 from smooth.serve.order import MOST_BODY
+from tests.outside import call
 from tests.served import is_up, mlflow_server, register, running, smooth, until
 
 NAME, ALIAS = "smooth-diffusion", "production"
@@ -281,6 +282,10 @@ def test_everything_is_on_loopback(service: Service) -> None:
     ]
     assert len(found) > 5
     assert {address.ip.removeprefix("::ffff:") for address in found} <= {"127.0.0.1", "::1"}
+    nodes = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+    codes = {call("127.0.0.1", address.port, nodes, []) for address in found}
+    assert "UNAUTHENTICATED" in codes  # Ray's own part wants a token that nobody else has
+    assert "OK" not in codes
 
 
 def test_prometheus_reads_what_is_counted(service: Service) -> None:

@@ -143,6 +143,8 @@ def test_a_taken_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         record(tmp_path / "home", mlflow_uri=f"http://{LOOPBACK}:{number}")
         found = only(services.ports(), "port of MLflow")
         assert (found.level, found.found) == ("ok", f"{number}, in use by this cluster")
+    found = only(services.ports(), "port of MLflow")  # a reboot leaves the record
+    assert (found.level, found.found) == ("error", f"the cluster was at {number}, where nobody listens now")
     monkeypatch.setenv("SMOOTH_PREFECT_PORT", "many")
     assert only(services.ports(), "port of Prefect").level == "error"
 

@@ -6,8 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 PROJECT = Path(__file__).parents[2]
 SECTION = "## When something breaks"
 
@@ -15,8 +13,7 @@ SECTION = "## When something breaks"
 def rows() -> list[list[str]]:
     """Cells of the table's rows, without its head."""
     _, found, rest = (PROJECT / "README.md").read_text().partition(f"\n{SECTION}\n")
-    if not found:
-        pytest.skip("the README has no table of faults")
+    assert found, f"the README has no section {SECTION!r}"
     lines = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from prefect.exceptions import ParameterTypeError
 
+from flows.promote import promote
 from smooth import registry_pyfunc
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.networks import EFFICIENTNET, FID
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.smoothness import istd_difference, istd_of
 from smooth.promotion import PromotionError, gate, records, status
-from smooth.promotion.drawing import Drawn, bring_own_loader, check_files
+from smooth.promotion.drawing import Drawn, check_files, draw
 from smooth.promotion.evidence import Evidence, Measured
 from smooth.promotion.gate import GateError, Line, Margins
 from smooth.promotion.records import Books, Record
+from smooth.promotion.registry import Registry
 
 KID = f"KID ({EFFICIENTNET}) x1000"
 PROTOCOL = Protocol(
@@ -138,14 +141,40 @@ def test_a_model_brings_no_pickle_and_no_program(tmp_path: Path, added: str | No
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     check_files(tmp_path, described)
-    (tmp_path / "code/registry_pyfunc.py").write_text("raise SystemExit('not ours')")
-    bring_own_loader(tmp_path)
-    assert (tmp_path / "code/registry_pyfunc.py").read_text() == Path(registry_pyfunc.__file__).read_text()
     if added is not None:
         (tmp_path / added).touch()
     described["flavors"]["python_function"]["loader_module"] = loader
     with pytest.raises(PromotionError, match=says):
         check_files(tmp_path, described)
+
+
+class Tampered:
+    """In the place of a registry: a model whose loader somebody changed; keeps what would have been run."""
+
+    ran = ""
+
+    def fetch(self, number: str, folder: Path) -> Path:
+        for name in ("code/registry_pyfunc.py", "adapter/pytorch_lora_weights.safetensors"):
+            (folder / name).parent.mkdir()
+            (folder / name).write_text(f"raise SystemExit('not ours, of version {number}')")
+        (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: registry_pyfunc}}")
+        return folder
+
+    def load(self, folder: Path) -> None:
+        self.ran = (folder / "code/registry_pyfunc.py").read_text()
+        raise ValueError("no weights")
+
+
+def test_a_models_own_loader_is_never_run() -> None:
+    registry = Tampered()
+    drawn = draw(cast(Registry, registry), "3")
+    assert (drawn.picture, drawn.words) == (None, "ValueError: no weights")
+    assert registry.ran == Path(registry_pyfunc.__file__).read_text()
+
+
+def test_an_approval_waits_for_a_second_at_least() -> None:
+    with pytest.raises(ParameterTypeError, match="approval_timeout_s"):
+        promote.validate_parameters({"approval_timeout_s": 0, "approve": True})
 
 
 def record(number: int, after: int, kind: records.Kind = "promotion", previous: str | None = None) -> Record:

@@ -91,6 +91,10 @@ def test_what_runs_keeps_its_options_until_it_is_down(tmp_path: Path, monkeypatc
     with pytest.raises(ClusterError, match=r"SMOOTH_DATABASE .*`make cluster-down` first") as failure:
         Options.asked(known, running=True)
     assert "hidden" not in str(failure.value)
+    assert Options.asked(known, running=False).database == URL.replace("smooth", "other")
+    monkeypatch.delenv("SMOOTH_DATABASE")
+    monkeypatch.delenv("SMOOTH_WORKERS")
+    assert Options.asked(known, running=False) == known  # after a reboot it comes up as it was
     path.write_text('{"bind": ')
     assert Options.read(path) == Options()
 

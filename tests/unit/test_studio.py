@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from smooth.cli import app
+from smooth.listening import is_loopback
 from smooth.studio import server
 from smooth.studio.jobs import Jobs
 from smooth.studio.models import Models
@@ -46,7 +47,7 @@ def test_a_user_s_mistake_is_one_line_and_exit_code_2(
     [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)],
 )
 def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
-    assert server.is_loopback(host) is expected
+    assert is_loopback(host) is expected
 
 
 def test_user_and_password_come_from_a_file(tmp_path: Path) -> None:

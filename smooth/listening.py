@@ -1,0 +1,38 @@
+"""Addresses and ports that servers of this machine listen on."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+LOOPBACK = "127.0.0.1"
+HOME_NAMES = ("localhost", LOOPBACK, "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 is any free one.
+
+    Raises:
+        ValueError: the address can't be had.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"can't listen on {host}:{port}: {error.strerror or error}; give another --port") from error
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen on ``port`` of ``host``."""
+    try:
+        listen(host, port).close()
+    except ValueError:
+        return False
+    return True
