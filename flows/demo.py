@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, NoReturn
 
 import typer
 from prefect.client.orchestration import get_client
@@ -118,9 +117,9 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 120)
     begin = time.monotonic()
     overrides = override or []
-    if not settings.state_file().is_file():
+    api = settings.state().get("prefect_api")
+    if api is None:
         _fail("no local cluster is up: run `make cluster-up`")
-    api = cast(str, json.loads(settings.state_file().read_text())["prefect_api"])
     login = settings.credentials().get("SMOOTH_PREFECT_AUTH")
     try:
         config = RunConfig.load(preset, overrides)

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prefect import State, flow, get_run_logger, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.input import RunInput
 from prefect.states import Failed
 from pydantic import Field
@@ -164,12 +163,9 @@ def exclusive() -> Iterator[None]:
     """
     with get_client(sync_client=True) as client:
         try:
-            client.read_global_concurrency_limit_by_name(LIMIT)
-        except ObjectNotFound:
-            try:
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=1))
-            except ObjectAlreadyExists:  # another one that saw none was quicker
-                get_run_logger().debug("concurrency limit %s is there by now", LIMIT)
+            client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
+        except ObjectAlreadyExists:  # another one that saw none was quicker
+            get_run_logger().debug("concurrency limit %s is there by now", LIMIT)
     try:
         with concurrency(LIMIT, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS, strict=True):
             yield

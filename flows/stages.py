@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import httpx
 from prefect import State, Task, get_run_logger, task
 from prefect._internal.control_listener import get_intent
 from prefect.cache_policies import CachePolicy
@@ -121,7 +123,10 @@ def _run_job(stage: Stage, config: RunConfig) -> None:
 
 
 class _Cancellation:
-    """Looks at the run's own state now and then: a worker whose server was away may never hear of a cancellation."""
+    """Looks at the run's own state now and then: a worker whose server was away may never hear of a cancellation.
+
+    It is asked at each line of the job's log, and each stage tells its progress.
+    """
 
     def __init__(self, run_id: str | None) -> None:
         self._run_id = run_id
@@ -132,8 +137,11 @@ class _Cancellation:
         if self._run_id is None or time.monotonic() - self._looked_at < LOOK_SECONDS:
             return False
         self._looked_at = time.monotonic()
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(self._run_id)).state
+        try:
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(UUID(self._run_id)).state
+        except httpx.TransportError:
+            return False
         return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
@@ -142,11 +150,11 @@ def is_meant(error: BaseException) -> bool:
 
     A worker that is restarted, or moved to another machine, ends its flows by the same signal as a cancellation and
     says no more; one that was killed leaves them a broken pipe, at which they exit. Then, as after an error, jobs go
-    on, and the next to run the flow finds them.
+    on, and the next to run the flow finds them. A task's timeout comes as ``CancelledError`` to its own code.
     """
     if isinstance(error, TerminationSignal):
         return get_intent() == "cancel"
-    return isinstance(error, TimeoutError | KeyboardInterrupt)
+    return isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
 
 
 class _Jobs:

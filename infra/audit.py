@@ -31,6 +31,8 @@ SERVICES = ("pypi", "osv")
 REQUEST_SECONDS = 10
 AUDIT_SECONDS = 600.0
 TEXT_LENGTH = 120
+USAGE = 2  # exit status of options that pip-audit does not know
+REFUSALS = ("ERROR:pip_audit._cli:requirement file", "ERROR:pip_audit._cli:invalid requirements input")
 
 
 class NotCheckedError(RuntimeError):
@@ -117,6 +119,10 @@ def _run(locks: Sequence[Path], service: str, url: str | None) -> list[Dependenc
         report: dict[str, Any] = json.loads(result.stdout)
     except json.JSONDecodeError:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
+        refusals = [line for line in lines if line.startswith(REFUSALS)]
+        if refusals or result.returncode == USAGE:
+            told = (refusals or lines)[-1].strip()
+            raise ValueError(f"pip-audit refuses the locks or its options: {told}") from None
         raise NotCheckedError(f"{service}: {lines[-1].strip() if lines else 'no answer'}") from None
     found = TypeAdapter(list[Dependency]).validate_python(report["dependencies"])
     if all(each.skip_reason for each in found):

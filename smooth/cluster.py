@@ -16,8 +16,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -62,11 +60,7 @@ def connect() -> None:
 
 
 class StageJob:
-    """A stage that runs as a Ray job. As a context manager, an interruption stops the job; an error leaves it be.
-
-    Interruptions are what a person or the workflow engine means (Ctrl-C, cancellation, timeout). After an
-    error of the follower (a lost connection) the job goes on, and the next submission finds it.
-    """
+    """A stage that runs as a Ray job. Whoever follows it may end: the next submission finds it."""
 
     def __init__(self, client: JobSubmissionClient, job_id: str, stage: Stage, *, attached: bool) -> None:
         self._client = client
@@ -74,15 +68,6 @@ class StageJob:
         self.stage = stage
         self.attached = attached
         """Whether the job was already running and has only been found again."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None and (isinstance(error, TimeoutError) or not isinstance(error, Exception)):
-            self.stop()
 
     def follow(self) -> Iterator[str]:
         """Yield the job's log line by line from its beginning until the job ends.

@@ -25,11 +25,12 @@ def state_file() -> Path:
 
 def credentials() -> dict[str, str]:
     """Name -> secret of the running local cluster, if it demands any (``make cluster-up BIND=...``)."""
-    path = _state().get("credentials")
+    path = state().get("credentials")
     return dict(line.split("=", 1) for line in Path(path).read_text().splitlines() if line) if path else {}
 
 
-def _state() -> dict[str, str | None]:
+def state() -> dict[str, str | None]:
+    """What the local cluster wrote down when it came up; empty while it is down."""
     path = state_file()
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
@@ -57,14 +58,14 @@ class Services(BaseModel):
             "mlflow_uri": "MLFLOW_TRACKING_URI",
         }
         given = {field: os.environ[name] for field, name in variables.items() if os.environ.get(name)}
-        return cls.model_validate(_state() | given)
+        return cls.model_validate(state() | given)
 
     def log_in(self) -> None:
         """Have MLflow's client send the local cluster's password, to that cluster and to no other server.
 
         The client reads it from the environment alone; what is set there already is left as it is.
         """
-        if self.mlflow_uri != _state().get("mlflow_uri") or os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        if self.mlflow_uri != state().get("mlflow_uri") or os.environ.get("MLFLOW_TRACKING_USERNAME"):
             return
         if password := credentials().get("SMOOTH_MLFLOW_PASSWORD"):
             os.environ |= {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}

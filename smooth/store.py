@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import fsspec
@@ -65,11 +66,12 @@ def writing(path: str) -> Iterator[BinaryIO]:
     The temporary name is the writer's own: one that was killed, or believed dead, can't spoil the next one's file.
     """
     fs, inner = filesystem(path)
-    fs.makedirs(posixpath.dirname(inner), exist_ok=True)
     temporary = f"{inner}.{secrets.token_hex(4)}{PARTIAL}"
     try:
-        with told_when_full(path), fs.open(temporary, "wb") as handle:
-            yield handle
+        with told_when_full(path):
+            fs.makedirs(posixpath.dirname(inner), exist_ok=True)
+            with fs.open(temporary, "wb") as handle:
+                yield handle
         fs.mv(temporary, inner)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -99,8 +101,11 @@ def told_when_full(path: str) -> Iterator[None]:
 
 
 def _free(path: str) -> str:
-    folder = posixpath.dirname(path)
-    return "" if "://" in path else f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free)"
+    """What is free at the nearest folder above that is there."""
+    if "://" in path:
+        return ""
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    return f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free)"
 
 
 def write_bytes(path: str, data: bytes) -> None:

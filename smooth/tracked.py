@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -114,8 +114,10 @@ class Run:
     def end(self, status: str) -> None:
         """Set the run's status, and let go of it; no more is written."""
         if status != "FINISHED":
-            with suppress(AwayError):
+            try:
                 self.flush()
+            except (AwayError, MlflowException, OSError) as error:  # told where it was met; the run ends all the same
+                logger.warning("not all metrics of MLflow run %s were sent (%s)", self.run_id, redact(str(error)))
         self.close()
         try:
             self._client.set_terminated(self.run_id, status)

@@ -24,7 +24,7 @@ def save_command(home: Path, target: Path | None) -> None:
     target = target or Path(".smooth-backups", datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     index = save(home, target)
     print(f"saved {home} in {target}: {index.told()}, each read again")
-    for text in elsewhere(home):
+    for text in elsewhere(home, index):
         print(f"not in it: {text}")
     print(f"restore it with:  make restore FROM={shlex.quote(str(target))}")
 

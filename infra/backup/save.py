@@ -6,7 +6,6 @@ a database or a manifest names was written before it was named, so it is there w
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from infra.backup.index import FORMAT, INDEX, Index, is_left_out, verify
 from infra.backup.parts import BackupError, Copier, check_empty, check_space, copy_database, is_database
+from infra.local.options import Options
 from smooth import store
 
 NAMING = (store.MANIFEST, "checkpoint_manager_snapshot.json")  # files that name others; the second is Ray Train's
@@ -51,23 +51,26 @@ def save(home: Path, target: Path) -> Index:
     return index
 
 
-def elsewhere(home: Path) -> list[str]:
+def elsewhere(home: Path, index: Index) -> list[str]:
     """What belongs to the cluster of ``home`` and lies outside of it, and who saves that."""
-    path = home / "cluster" / "options.json"
-    options = json.loads(path.read_text()) if path.is_file() else {}
-    kept = {
-        "database": "databases on PostgreSQL ($SMOOTH_DATABASE): save them by pg_dump (infra/README.md)",
-        "store": "MLflow's artifacts in a bucket ($SMOOTH_STORE): its own versions or copies save them",
-    }
-    return [text for option, text in kept.items() if options.get(option)]
+    found = [
+        f"{name}'s database, which is not in {home}: where it is on PostgreSQL, save it by pg_dump (infra/README.md)"
+        for name in ("mlflow", "prefect")
+        if f"{name}/{name}.db" not in index.databases
+    ]
+    if Options.read(home / "cluster" / "options.json").store:
+        found.append("MLflow's artifacts in a bucket ($SMOOTH_STORE): its own versions or copies save them")
+    return found
 
 
 def _copy(home: Path, staged: Path, databases: list[str]) -> Index:
     copier = Copier(home, staged)
     copier.entries |= {name: copy_database(home / name, staged / name) for name in databases}
-    copier.copy(name for name in list(files(home)) if _names_others(name))
-    rest = [name for name in files(home) if not _names_others(name) and not is_database(home / name)]
-    copier.copy(rest)
+    there = list(files(home))
+    copier.copy(name for name in there if _names_others(name))
+    # What is gone by now is among them, and missed by `_check_whole`; what has come since is saved, too.
+    rest = [name for name in dict.fromkeys([*there, *files(home)]) if not _names_others(name)]
+    copier.copy(name for name in rest if name not in databases and not is_database(home / name))
     _check_whole(copier)
     versions = {name: metadata.version(name) for name in ("smooth", "mlflow", "prefect")}
     return Index(format=FORMAT, made=datetime.now(UTC), versions=versions, databases=databases, files=copier.entries)

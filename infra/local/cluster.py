@@ -108,6 +108,8 @@ class LocalCluster:
         self._check_free_ports(starting)
         self.options.save(self.layout.options)
         self._start_all(starting)
+        for service in self.services:  # of those that ran already, too: the `up` that started them may have been killed
+            service.finish()
         deployments.register(self.access, self._worker().environment())
         write_private(self.layout.state, self._state_text())
         return [*removed, *(service.name for service in starting)]
@@ -173,7 +175,6 @@ class LocalCluster:
                 self._start(service)
         for service in services:
             self._await(service)
-            service.finish()
 
     def _start(self, service: Service) -> None:
         service.prepare()
@@ -194,7 +195,8 @@ class LocalCluster:
                 return
             time.sleep(0.3)
         log = self.layout.log(service.name)
-        tail = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        text = log.read_text(errors="replace") if log.exists() else ""
+        tail = "\n".join(f"  {line}" for line in text.splitlines()[-LOG_LINES:])
         raise ClusterError(f"{service.title} did not come up; the end of {log}:\n{tail}")
 
     def _stop(self, service: Service) -> int:

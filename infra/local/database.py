@@ -14,6 +14,7 @@ import importlib.util
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from infra.local.layout import PROJECT, ClusterError
@@ -51,19 +52,29 @@ def prepare(database: str, service: str) -> None:
     if importlib.util.find_spec("psycopg2") is None:
         lock = PROJECT / "infra" / "requirements.cluster.lock"
         raise ClusterError(f"SMOOTH_DATABASE needs psycopg2: .venv/bin/python -m pip install --no-deps -r {lock}")
+    asyncio.run(_create(database, name(database, service)))
+
+
+async def _connected(url: str, **chosen: str) -> Any:
+    """A connection of asyncpg's.
+
+    Raises:
+        ClusterError: the server does not answer, or refuses.
+    """
+    import asyncpg
+
     try:
-        asyncio.run(_create(database, name(database, service)))
+        return await asyncpg.connect(url, timeout=CONNECT_SECONDS, **chosen)
     except TimeoutError as error:
         raise ClusterError("SMOOTH_DATABASE: the server does not answer; look at its host and port") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise ClusterError(f"SMOOTH_DATABASE: {_without(url, str(error))}") from error
 
 
 async def _create(database: str, wanted: str) -> None:
     import asyncpg
 
-    try:
-        connection = await asyncpg.connect(database, timeout=CONNECT_SECONDS)
-    except (OSError, asyncpg.PostgresError) as error:
-        raise ClusterError(f"SMOOTH_DATABASE: {_without(database, str(error))}") from error
+    connection = await _connected(database)
     try:
         if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", wanted):
             await connection.execute(f'CREATE DATABASE "{wanted}"')  # its letters were checked
@@ -100,9 +111,7 @@ def confine(database: str, service: str) -> None:
 
 
 async def _confine(database: str, wanted: str) -> None:
-    import asyncpg
-
-    connection = await asyncpg.connect(database, database=wanted, timeout=CONNECT_SECONDS)
+    connection = await _connected(database, database=wanted)
     try:
         if not await connection.fetchval("SELECT 1 FROM pg_constraint WHERE conname = 'smooth_place'"):
             # Not valid: what is there already stays, and may not be changed.

@@ -8,7 +8,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.local.layout import HOST, ClusterError, write_private
 
@@ -25,7 +25,7 @@ class Options(BaseModel):
 
     bind: str = HOST
     """Address that MLflow, Prefect and Ray's dashboard listen on."""
-    database: str | None = None
+    database: str | None = Field(default=None, repr=False)
     """``postgresql://user:password@host:port/name`` in place of SQLite; a secret."""
     store: str | None = None
     """``s3://bucket/path`` for MLflow's artifacts in place of a folder."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+from configparser import ConfigParser
 from datetime import datetime
 
 from infra.local import database, http
-from infra.local.layout import MLFLOW_PORT, POOL, PREFECT_PORT, Port, program
+from infra.local.layout import MLFLOW_PORT, POOL, PREFECT_PORT, PROJECT, Port, program
 from infra.local.nodes import RayHead
 from infra.local.options import ANYWHERE, addresses_of_this_machine
 from infra.local.processes import Record
@@ -16,13 +17,7 @@ from infra.local.service import OURS, Service
 
 __all__ = ["OURS", "SERVICES", "MLflowServer", "PrefectServer", "PrefectWorker", "RayHead", "Service"]
 
-# MLflow's users and rights on an open cluster: whoever isn't given rights may read.
-LOGINS = """[mlflow]
-default_permission = READ
-database_uri = {database}
-admin_username = admin
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-"""
+LOGINS = PROJECT / "infra" / "mlflow-auth.ini"
 
 
 class MLflowServer(Service):
@@ -38,8 +33,13 @@ class MLflowServer(Service):
         folder.mkdir(parents=True, exist_ok=True)
         if self.options.database:
             database.prepare(self.options.database, self.name)
-        users = self._database() if self.options.database else f"sqlite:///{folder / 'logins.db'}"
-        (folder / "logins.ini").write_text(LOGINS.format(database=users.replace("%", "%%")))
+        if self.options.is_open:
+            users = self._database() if self.options.database else f"sqlite:///{folder / 'logins.db'}"
+            logins = ConfigParser()
+            logins.read(LOGINS)
+            logins["mlflow"]["database_uri"] = users.replace("%", "%%")
+            with (folder / "logins.ini").open("w") as file:
+                logins.write(file)
 
     def finish(self) -> None:
         """Keep artifacts in the store: its database is there now."""

@@ -91,7 +91,7 @@ def memory(config: RunConfig) -> Finding:
     available, total = psutil.virtual_memory().available, psutil.virtual_memory().total
     limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
     if limit.isdecimal() and int(limit) < total:
-        total, available = int(limit), min(available, int(limit))
+        total, available = int(limit), min(available, int(limit) - int(CGROUP.with_name("memory.current").read_text()))
     processes = max(config.train.workers, config.evaluate.actors, config.latents.actors)
     needed = SERVICES_BYTES + processes * PROCESS_BYTES
     text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free, the services and {processes} processes take "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from smooth import settings
 from smooth.doctor.finding import Finding, error, ok, warning
 from smooth.listening import is_free
-from smooth.settings import Services, home, state_file
+from smooth.settings import Services, home, state
 
 TIMEOUT_SECONDS = 5.0
 UP = "make cluster-up"
@@ -42,7 +42,7 @@ PORTS = (
 
 def ports() -> list[Finding]:
     """Each port of the local cluster: free, in use by it, or taken by somebody else."""
-    return [_port(port, _record()) for port in PORTS]
+    return [_port(port, state()) for port in PORTS]
 
 
 def _port(port: Port, record: dict[str, str | None]) -> Finding:
@@ -63,20 +63,13 @@ def _number(address: str) -> int | None:
     return urlsplit(address if "://" in address else f"//{address}").port
 
 
-def _record() -> dict[str, str | None]:
-    """What the local cluster wrote down when it came up; empty while it is down."""
-    path = state_file()
-    found: dict[str, str | None] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
-
-
 def addresses() -> dict[str, str]:
     """Service -> its address, of the variables or of the local cluster."""
     services = Services.load()
     found = {
         "Ray": services.ray_dashboard,
         "MLflow": services.mlflow_uri,
-        "Prefect": os.environ.get("PREFECT_API_URL") or _record().get("prefect_api"),
+        "Prefect": os.environ.get("PREFECT_API_URL") or state().get("prefect_api"),
     }
     return {name: address for name, address in found.items() if address}
 
@@ -135,13 +128,10 @@ def _secret(variable: str, service: str, address: str) -> str:
     """Of the variable, else the local cluster's own, for it alone; empty where there is none."""
     if os.environ.get(variable):
         return os.environ[variable]
-    record = _record()
-    path = record.get("credentials")
-    if not path or address != record.get(service):
+    if address != state().get(service):
         return ""
     names = {"mlflow_uri": "SMOOTH_MLFLOW_PASSWORD", "prefect_api": "SMOOTH_PREFECT_AUTH"}
-    lines = Path(path).read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if line).get(names[service], "")
+    return settings.credentials().get(names[service], "")
 
 
 def credentials() -> list[Finding]:

@@ -86,6 +86,8 @@ def _run(settings: Settings, host: str, port: int, metrics_port: int) -> None:
     from smooth.studio.server import ENVIRONMENT
 
     token = take_token(host)
+    if port == metrics_port:
+        raise ValueError(f"--port {port} is --metrics-port, too: give them two numbers")
     for address, number in ((host, port), (LOOPBACK, metrics_port)):
         listen(address, number).close()
     os.environ.update(ENVIRONMENT | OWN_RAY | PATIENT | QUIET)

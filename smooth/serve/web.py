@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from smooth.serve.order import MOST_BODY, Limits, Order, OrderError, read_order
 MODEL_HEADER = "X-Smooth-Model"
 CLIENT_GONE = 499
 
+logger = logging.getLogger(__name__)
 Painted = tuple[bytes, str]
 """A PNG, and the NAME/VERSION that painted it."""
 
@@ -92,6 +94,9 @@ async def _generate(request: Request, paint: Callable[[Order], Awaitable[Painted
         return JSONResponse({"error": told}, 503, {"Retry-After": str(busy.seconds)})
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
+    except Exception:
+        logger.exception("a picture could not be painted")
+        return JSONResponse({"error": "the picture could not be painted; the service's log tells why"}, 500)
     return Response(data, media_type="image/png", headers={MODEL_HEADER: model})
 
 

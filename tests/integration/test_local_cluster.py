@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import stages
 from infra.local import http, processes
 from infra.local.cluster import DEPLOYMENT
 from infra.local.layout import HOST, PROJECT
@@ -120,8 +121,8 @@ def config(cluster: ScratchCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_stage_without_its_input_fails_with_a_clear_message(config: RunConfig) -> None:
-    with submit_stage("latents", config) as job, pytest.raises(StageError, match="no finished artifact") as failure:
-        list(job.follow())
+    with pytest.raises(StageError, match="no finished artifact") as failure:
+        list(submit_stage("latents", config).follow())
     assert not failure.value.retryable
 
 
@@ -129,7 +130,7 @@ def test_the_same_work_is_found_again_and_an_interruption_stops_it(config: RunCo
     job = submit_stage("ingest", config)
     again = submit_stage("ingest", config)
     assert (again.job_id, again.attached, job.attached) == (job.job_id, True, False)
-    with pytest.raises(KeyboardInterrupt), job:
+    with pytest.raises(KeyboardInterrupt), stages._JOBS.submitted("ingest", config):
         raise KeyboardInterrupt
     with pytest.raises(StageError, match="it was stopped"):
         list(again.follow())

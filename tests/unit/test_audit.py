@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +64,9 @@ def osv(vulnerable: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, list
         finally:
             server.shutdown()
             thread.join()
+
+
+FOUND_HERE = {"id": "CVE-2026-2", "fix_versions": ["3.21"], "description": "Anybody may do anything"}
 
 
 @pytest.fixture
@@ -158,3 +161,34 @@ def test_an_entry_without_a_reason_is_refused(
 def test_the_projects_own_list_can_be_read_and_lint_audits() -> None:
     audit.read_ignored(audit.IGNORED)
     assert "-m infra.audit" in (PROJECT / "Makefile").read_text()
+
+
+def test_pypi_is_asked_for_one_package_and_where_it_knows_none_osv_for_all(
+    lock: Path, ignored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, int]] = []
+    known = [audit.Dependency(name="idna", version="3.20", vulns=[audit.Vulnerability.model_validate(FOUND_HERE)])]
+
+    def run(locks: Sequence[Path], service: str, url: str | None) -> list[audit.Dependency]:
+        assert url is None
+        asked.append((service, sum(len(path.read_text().splitlines()) for path in locks)))
+        if service == "pypi":
+            raise audit.NotCheckedError("pypi: knows nothing")
+        return known
+
+    monkeypatch.delenv(audit.OSV_URL, raising=False)
+    monkeypatch.setattr(audit, "_run", run)
+    monkeypatch.setattr(audit.importlib.util, "find_spec", lambda _: True)
+    assert audit.main([lock], ignored) == 1
+    assert asked == [("pypi", 1), ("osv", 2)]
+    assert "CVE-2026-2" in capsys.readouterr().err
+
+
+@installed
+def test_a_lock_that_nobody_can_read_is_a_fault_and_not_unchecked(
+    tmp_path: Path, ignored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.lock").write_text("idna==3.20\n=== no requirement ===\n")
+    monkeypatch.setenv(audit.OSV_URL, "http://127.0.0.1:9/v1/query")
+    assert audit.main([tmp_path / "broken.lock"], ignored) == 2
+    assert "pip-audit refuses the locks" in capsys.readouterr().err

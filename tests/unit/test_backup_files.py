@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from infra.backup.index import INDEX, verify
-from infra.backup.parts import BackupError
+from infra.backup.parts import BackupError, Copier
 from infra.backup.restore import restore
 from infra.backup.save import save
 from infra.local.layout import PROJECT
@@ -266,13 +266,15 @@ def test_the_commands_tell_what_they_did_and_what_to_do(home: Path, tmp_path: Pa
         environment = os.environ | {"PYTHONPATH": str(PROJECT)} | places
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    options = {"database": "postgresql://me:hidden@host/smooth", "store": None}
+    options = {"database": "postgresql://me:hidden@host/smooth", "store": "s3://bucket"}
     (home / "cluster" / "options.json").write_text(json.dumps(options))
     saved = run("save", SMOOTH_HOME=str(home))
     assert saved.returncode == 0, saved.stderr
     assert "4 files" in saved.stdout
     assert "1 databases" in saved.stdout
-    assert "not in it: databases on PostgreSQL" in saved.stdout
+    assert "not in it: prefect's database" in saved.stdout
+    assert "not in it: mlflow's database" not in saved.stdout
+    assert "not in it: MLflow's artifacts in a bucket" in saved.stdout
     assert "hidden" not in saved.stdout
     folder = saved.stdout.split("FROM=")[1].strip()
     assert folder.startswith(".smooth-backups/")
@@ -283,3 +285,35 @@ def test_the_commands_tell_what_they_did_and_what_to_do(home: Path, tmp_path: Pa
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error: ")
     assert "secret" not in saved.stdout + restored.stdout + refused.stderr
+
+
+def test_a_manifest_is_never_saved_without_what_it_names(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is saved one artifact is finished, which comes too late, and then another one is taken away."""
+    stage = home / ARTIFACT
+    copy = Copier.copy
+    rounds: list[int] = []
+
+    def finished_meanwhile(copier: Copier, names: Iterable[str]) -> None:
+        copy(copier, names)
+        rounds.append(1)
+        if len(rounds) == 1:
+            late = home / "artifacts" / "train" / "late"
+            late.mkdir()
+            (late / "weights.safetensors").write_bytes(b"weights")
+            (late / store.MANIFEST).write_text("{}")
+
+    monkeypatch.setattr(Copier, "copy", finished_meanwhile)
+    saved = save(home, tmp_path / "backup")
+    assert len(rounds) == 2
+    assert f"artifacts/train/late/{store.MANIFEST}" not in saved.files
+
+    def taken_away(copier: Copier, names: Iterable[str]) -> None:
+        copy(copier, names)
+        shutil.rmtree(stage, ignore_errors=True)
+
+    monkeypatch.setattr(Copier, "copy", taken_away)
+    with pytest.raises(BackupError, match="again"):
+        save(home, tmp_path / "second")
+    assert not (tmp_path / "second").exists()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pytest
+from prefect.states import Cancelled, Cancelling, Running, State
+from prefect.task_engine import TaskRunTimeoutError
+from prefect.utilities.timeout import timeout
 
 from flows import stages
 from smooth import cluster
 from smooth.config import RunConfig
 
 JOBS = 3
+RUN = "6f7ed2a2-6c3f-4f2b-9a57-0a0c7bb9a9d1"
 
 
 class Job:
@@ -21,12 +28,6 @@ class Job:
     def __init__(self, barrier: threading.Barrier) -> None:
         self.barrier = barrier
         self.stopped = False
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def stop(self) -> None:
         self.barrier.wait(timeout=10)
@@ -88,3 +89,64 @@ def test_an_error_of_the_flow_stops_nothing_and_another_flow_submits_again(jobs:
     with pytest.raises(ValueError, match="of the flow"):
         fail()
     assert [job.stopped for job in jobs] == [False] * 3
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_timeout_of_the_task_stops_its_job_and_one_of_a_connection_does_not(jobs: list[Job], thread: bool) -> None:
+    def follow() -> None:
+        with stages._JOBS.submitted("train", RunConfig.load("tiny")) as job:
+            job.barrier = threading.Barrier(1)
+            for _ in range(100):
+                time.sleep(0.05)
+
+    def run() -> None:
+        with timeout(0.2, timeout_exc_type=TaskRunTimeoutError):
+            follow()
+
+    with pytest.raises(TaskRunTimeoutError), ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result() if thread else run()
+    assert [job.stopped for job in jobs] == [True]
+    with pytest.raises(TimeoutError), stages._JOBS.submitted("train", RunConfig.load("tiny")):
+        raise TimeoutError
+    assert [job.stopped for job in jobs] == [True, False]
+
+
+class Server:
+    """In the place of Prefect's client: the run's state, or the error that comes of asking."""
+
+    answer: State[Any] | Exception = Running()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read_flow_run(self, run_id: UUID) -> Server:
+        assert str(run_id) == RUN
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self
+
+    @property
+    def state(self) -> State[Any] | Exception:
+        return self.answer
+
+
+def test_a_run_looks_whether_it_was_cancelled_and_waits_for_a_server_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server()
+    monkeypatch.setattr(stages, "get_client", lambda **_: server)
+    server.answer = Cancelling()
+    assert not stages._Cancellation(RUN).is_meant()  # too soon to look
+    assert not stages._Cancellation(None).is_meant()
+    monkeypatch.setattr(stages, "LOOK_SECONDS", 0)
+    watch = stages._Cancellation(RUN)
+    assert watch.is_meant()
+    server.answer = Running()
+    assert not watch.is_meant()
+    server.answer = httpx.ConnectError("away")
+    assert not watch.is_meant()
+    server.answer = Cancelled()
+    assert watch.is_meant()

@@ -81,10 +81,11 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found.level == "error"
     assert "10000 processes" in found.found
     (tmp_path / "memory.max").write_text(f"{GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{GIB * 3 // 4}\n")
     monkeypatch.setattr(machine, "CGROUP", tmp_path / "memory.max")
     found = machine.memory(config())
     assert found.level == "error"
-    assert found.found.startswith("1.0 of 1.0 GiB free")
+    assert found.found.startswith("0.2 of 1.0 GiB free")
 
 
 def test_too_little_shared_memory(tmp_path: Path) -> None:

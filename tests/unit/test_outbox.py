@@ -6,11 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from smooth import outbox
 from smooth.outbox import AwayError, Note, Outbox
+from smooth.tracked import Run
 
 
 class Server:
@@ -111,3 +116,24 @@ def test_what_the_server_refuses_is_raised_where_the_notes_come_from(server: Ser
         box.flush(30)
     with pytest.raises(ValueError, match="the run was deleted"):
         box.put(notes(2))
+
+
+class Refusing:
+    """In the place of MLflow's client: takes no metrics, and notes how the run ended."""
+
+    ended = ""
+
+    def log_batch(self, *_: object, **__: object) -> None:
+        raise MlflowException("this value can't be", error_code=INVALID_PARAMETER_VALUE)
+
+    def set_terminated(self, _run_id: str, status: str) -> None:
+        self.ended = status
+
+
+def test_a_run_whose_metrics_are_refused_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "SEND_SECONDS", 0.05)
+    client = Refusing()
+    run = Run(cast(MlflowClient, client), "r", "http://127.0.0.1:5000")
+    run.log_metrics({"loss": 0.5})
+    run.end("FAILED")
+    assert client.ended == "FAILED"

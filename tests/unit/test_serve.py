@@ -178,6 +178,22 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     assert response.json()["error"] == "the queue is full; come again in 7 s"
 
 
+def test_what_goes_wrong_in_painting_is_told_as_json_and_counted() -> None:
+    async def broken(_order: Order) -> web.Painted:
+        raise RuntimeError("CUDA out of memory, and a path")
+
+    answers = Answers(paint=broken)
+    response = answers.post()
+    assert response.status_code == 500
+    assert response.json()["error"] == "the picture could not be painted; the service's log tells why"
+    assert answers.counts == [500]
+
+
+def test_pictures_and_metrics_want_two_ports() -> None:
+    result = CliRunner().invoke(cli, ["serve", "--port", "8001"])
+    assert (result.exit_code, "--port 8001 is --metrics-port, too" in result.stderr) == (2, True)
+
+
 def test_a_host_that_others_reach_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli, ["serve", "--host", "0.0.0.0"])
     assert result.exit_code == 2
