@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -78,6 +80,20 @@ def test_up_again_changes_nothing(cluster: ScratchCluster) -> None:
     assert result.returncode == 0
     assert "nothing was changed" in result.stdout
     assert cluster.status() == before
+
+
+def test_up_again_confines_an_mlflow_that_the_last_one_did_not(cluster: ScratchCluster) -> None:
+    """As where it was killed after MLflow's start, or was of a version before."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'smooth_place%' ORDER BY name"
+    with closing(sqlite3.connect(cluster.layout.home / "mlflow" / "mlflow.db", timeout=60)) as database:
+        guards = [name for (name,) in database.execute(query)]
+        assert len(guards) == 2
+        for name in guards:
+            database.execute(f"DROP TRIGGER {name}")
+        database.commit()
+        result = cluster.local("up")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert [name for (name,) in database.execute(query)] == guards
 
 
 def test_a_running_service_can_not_be_moved_by_a_variable(cluster: ScratchCluster) -> None:

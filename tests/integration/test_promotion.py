@@ -227,10 +227,10 @@ def test_an_alias_moved_by_hand_is_noticed_put_back_and_judged(house: House) -> 
     assert "production was taken away by hand" in found["says"]
 
 
-@pytest.mark.parametrize("approved", [True, False])
-def test_a_person_is_asked(house: House, approved: bool) -> None:
-    shelf = house.shelf(f"asked-{approved}")
-    version = shelf.add(2.0)
+@pytest.mark.parametrize("answer", ["yes", "no", "yes, too late"])
+def test_a_person_is_asked(house: House, answer: str) -> None:
+    shelf = house.shelf(f"asked-{answer.replace(', ', '-').replace(' ', '-')}")
+    version, other = shelf.add(2.0), shelf.add(2.2)
     with ThreadPoolExecutor(1) as pool, get_client(sync_client=True) as client:
         future = pool.submit(contextvars.copy_context().run, run, shelf.name, version, approve=True)
         paused = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
@@ -238,13 +238,18 @@ def test_a_person_is_asked(house: House, approved: bool) -> None:
             assert not future.done(), future.result().message
             time.sleep(0.2)
         assert shelf.aliases() == {}
-        resume_flow_run(found[0].id, run_input={"approved": approved, "by": "bo", "why": "looked at it"})
+        if answer == "yes, too late":
+            put(shelf, other)
+        resume_flow_run(found[0].id, run_input={"approved": answer != "no", "by": "bo", "why": "looked at it"})
         state = future.result()
-    if approved:
+    if answer == "yes":
         assert told(shelf.name)[1]["promotion"]["approved"] == "bo: looked at it"
-    else:
+    elif answer == "no":
         assert "was not approved by bo: looked at it; nothing was changed" in str(state.message)
         assert shelf.aliases() == {}
+    else:
+        assert "production moved" in str(state.message)
+        assert shelf.aliases() == {"production": other}
 
 
 def test_of_twenty_at_once_one_wins(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
