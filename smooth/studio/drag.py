@@ -34,25 +34,23 @@ class Drag:
 
     def build(self, chosen: list[Any]) -> None:
         """Add the tab."""
-        with gr.Tab("Drag", id="drag"):
-            gr.Markdown(EXPLAINED)
-            with gr.Row():
-                with gr.Column(min_width=260):
-                    file = parts.field("Your picture", "drag")
-                    seen = gr.Image(
-                        label="Click: what to move, then where to", interactive=False, buttons=[], visible=False,
-                        format="png", elem_id="drag-seen",
-                    )  # fmt: skip
-                    clear = gr.Button("Clear the points", size="sm")
-                    prompt = gr.Textbox("red heart", label="What it shows", elem_id="drag-prompt")
-                    iterations = gr.Slider(
-                        1, 200, 80, step=1, label="Iterations", info="How long to pull", elem_id="drag-iterations"
-                    )
-                    settings = parts.sampling("drag", guided=False)
-                    pressed = parts.buttons("Drag")
-                with gr.Column(scale=2):
-                    result = parts.gallery("drag")
-                    said = gr.Markdown("", elem_id="drag-said")
+        with parts.tab("Drag", EXPLAINED):
+            with gr.Column(min_width=260):
+                file = parts.field("Your picture", "drag")
+                seen = gr.Image(
+                    label="Click: what to move, then where to", interactive=False, buttons=[], visible=False,
+                    format="png", elem_id="drag-seen",
+                )  # fmt: skip
+                clear = gr.Button("Clear the points", size="sm")
+                prompt = gr.Textbox("red heart", label="What it shows", elem_id="drag-prompt")
+                iterations = gr.Slider(
+                    1, 200, 80, step=1, label="Iterations", info="How long to pull", elem_id="drag-iterations"
+                )
+                settings = parts.sampling("drag", guided=False)
+                pressed = parts.buttons("Drag")
+            with gr.Column(scale=2):
+                result = parts.gallery("drag")
+                said = gr.Markdown("", elem_id="drag-said")
             points = gr.State([], time_to_live=3600)
         for happens in (file.upload, file.clear, clear.click):
             happens(self.reset, file, [points, file, seen], **parts.SAID)

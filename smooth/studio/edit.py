@@ -31,24 +31,22 @@ class Edit:
 
     def build(self, chosen: list[Any]) -> None:
         """Add the tab."""
-        with gr.Tab("Edit", id="edit"):
-            gr.Markdown(EXPLAINED)
-            with gr.Row():
-                with gr.Column(min_width=260):
-                    file, seen = parts.upload("Your picture", "edit")
-                    source = gr.Textbox("red heart", label="What it shows", elem_id="edit-source")
-                    target = gr.Textbox("blue heart", label="What it should show", elem_id="edit-target")
-                    amounts = gr.CheckboxGroup(
-                        [(f"{share:g}", share) for share in SHARES],
-                        value=[0.6, 0.8],
-                        label="Amount",
-                        elem_id="edit-amounts",
-                    )
-                    method = gr.Radio([SWITCH, SDEDIT], value=SWITCH, label="Method")
-                    settings = parts.sampling("edit", null_text=True)
-                    pressed = parts.buttons("Edit")
-                with gr.Column(scale=2):
-                    result = parts.gallery("edit")
+        with parts.tab("Edit", EXPLAINED):
+            with gr.Column(min_width=260):
+                file, seen = parts.upload("Your picture", "edit")
+                source = gr.Textbox("red heart", label="What it shows", elem_id="edit-source")
+                target = gr.Textbox("blue heart", label="What it should show", elem_id="edit-target")
+                amounts = gr.CheckboxGroup(
+                    [(f"{share:g}", share) for share in SHARES],
+                    value=[0.6, 0.8],
+                    label="Amount",
+                    elem_id="edit-amounts",
+                )
+                method = gr.Radio([SWITCH, SDEDIT], value=SWITCH, label="Method")
+                settings = parts.sampling("edit", null_text=True)
+                pressed = parts.buttons("Edit")
+            with gr.Column(scale=2):
+                result = parts.gallery("edit")
         parts.show_uploads(file, seen)
         parts.wire(self.desk, pressed, self.work, [*chosen, file, source, target, amounts, method, *settings], [result])
 

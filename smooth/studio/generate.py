@@ -24,18 +24,16 @@ class Generate:
 
     def build(self, chosen: list[Any]) -> None:
         """Add the tab."""
-        with gr.Tab("Generate", id="generate"):
-            gr.Markdown("Describe a picture. The same prompt and seed always give the same picture.")
-            with gr.Row():
-                with gr.Column(min_width=260):
-                    prompt = gr.Textbox("red heart", label="Prompt", elem_id="generate-prompt")
-                    seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="generate-seed")
-                    count = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="generate-count")
-                    negative = gr.Textbox("", label="Not this", placeholder="what to lead away from (optional)")
-                    settings = parts.sampling("generate")
-                    pressed = parts.buttons("Generate")
-                with gr.Column(scale=2):
-                    result = parts.gallery("generate")
+        with parts.tab("Generate", "Describe a picture. The same prompt and seed always give the same picture."):
+            with gr.Column(min_width=260):
+                prompt = gr.Textbox("red heart", label="Prompt", elem_id="generate-prompt")
+                seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="generate-seed")
+                count = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="generate-count")
+                negative = gr.Textbox("", label="Not this", placeholder="what to lead away from (optional)")
+                settings = parts.sampling("generate")
+                pressed = parts.buttons("Generate")
+            with gr.Column(scale=2):
+                result = parts.gallery("generate")
         parts.wire(self.desk, pressed, self.work, [*chosen, prompt, seed, count, negative, *settings], [result])
 
     def work(

@@ -36,38 +36,35 @@ class Interpolate:
 
     def build(self, chosen: list[Any]) -> None:
         """Add the tab."""
-        with gr.Tab("Interpolate", id="interpolate"):
-            gr.Markdown(EXPLAINED)
-            with gr.Row():
-                with gr.Column(min_width=260):
-                    first = gr.Textbox("red heart", label="From", elem_id="interpolate-from")
-                    last = gr.Textbox("grinning face", label="To", elem_id="interpolate-to")
-                    with gr.Row():
-                        start = gr.Number(1, label="Seed, from", precision=0, minimum=0, min_width=100)
-                        end = gr.Number(2, label="Seed, to", precision=0, minimum=0, min_width=100)
-                    count = gr.Slider(3, MOST_FRAMES, 11, step=1, label="Frames", elem_id="interpolate-frames")
-                    equal = gr.Checkbox(False, label="Equal steps", info="Re-time the frames; up to five times as long")
-                    with gr.Accordion("Between two pictures of yours", open=False), gr.Row():
-                        uploads = [parts.upload(label, f"interpolate-{label.lower()}") for label in ("First", "Last")]
-                    settings = parts.sampling("interpolate", null_text=True)
-                    pressed = parts.buttons("Interpolate")
-                with gr.Column(scale=2):
-                    said = gr.Markdown("Press *Interpolate*, then move the slider.", elem_id="interpolate-said")
-                    slider = gr.Slider(1, 11, 1, step=1, label="Frame", interactive=False, elem_id="interpolate-slider")
-                    frames = [_frame(label) for label in COLORS]
-                    curve = gr.LinePlot(
-                        x="step", y="distance", color="model", color_map=COLORS, y_lim=[0, None], height=280,
-                        label=f"Distance between neighbours, flat is smooth ({TOLD_COLORS})", x_title="step",
-                        y_title="distance", buttons=[], colors_in_legend=[], color_title=" ",
-                        elem_id="interpolate-curve",
-                    )  # fmt: skip
-                    gr.Markdown("All frames, base above smooth:")
-                    strips = [_strip(label) for label in COLORS]
-                    with gr.Row():
-                        films = [
-                            gr.DownloadButton(f"Film as {kind}", size="sm", interactive=False)
-                            for kind in ("GIF", "MP4")
-                        ]
+        with parts.tab("Interpolate", EXPLAINED):
+            with gr.Column(min_width=260):
+                first = gr.Textbox("red heart", label="From", elem_id="interpolate-from")
+                last = gr.Textbox("grinning face", label="To", elem_id="interpolate-to")
+                with gr.Row():
+                    start = gr.Number(1, label="Seed, from", precision=0, minimum=0, min_width=100)
+                    end = gr.Number(2, label="Seed, to", precision=0, minimum=0, min_width=100)
+                count = gr.Slider(3, MOST_FRAMES, 11, step=1, label="Frames", elem_id="interpolate-frames")
+                equal = gr.Checkbox(False, label="Equal steps", info="Re-time the frames; up to five times as long")
+                with gr.Accordion("Between two pictures of yours", open=False), gr.Row():
+                    uploads = [parts.upload(label, f"interpolate-{label.lower()}") for label in ("First", "Last")]
+                settings = parts.sampling("interpolate", null_text=True)
+                pressed = parts.buttons("Interpolate")
+            with gr.Column(scale=2):
+                said = gr.Markdown("Press *Interpolate*, then move the slider.", elem_id="interpolate-said")
+                slider = gr.Slider(1, 11, 1, step=1, label="Frame", interactive=False, elem_id="interpolate-slider")
+                frames = [_frame(label) for label in COLORS]
+                curve = gr.LinePlot(
+                    x="step", y="distance", color="model", color_map=COLORS, y_lim=[0, None], height=280,
+                    label=f"Distance between neighbours, flat is smooth ({TOLD_COLORS})", x_title="step",
+                    y_title="distance", buttons=[], colors_in_legend=[], color_title=" ",
+                    elem_id="interpolate-curve",
+                )  # fmt: skip
+                gr.Markdown("All frames, base above smooth:")
+                strips = [_strip(label) for label in COLORS]
+                with gr.Row():
+                    films = [
+                        gr.DownloadButton(f"Film as {kind}", size="sm", interactive=False) for kind in ("GIF", "MP4")
+                    ]
             kept = gr.State(None, time_to_live=3600)
         for each in uploads:
             parts.show_uploads(*each)

@@ -33,25 +33,23 @@ class Invert:
 
     def build(self, chosen: list[Any]) -> None:
         """Add the tab."""
-        with gr.Tab("Invert", id="invert"):
-            gr.Markdown(EXPLAINED)
-            with gr.Row():
-                with gr.Column(min_width=260):
-                    file, seen = parts.upload("Your picture", "invert")
-                    prompt = gr.Textbox("red heart", label="What it shows", elem_id="invert-prompt")
-                    settings = parts.sampling("invert", null_text=True)
-                    pressed = parts.buttons("Invert")
-                with gr.Column(scale=2):
-                    result = parts.gallery("invert")
-                    table = gr.Dataframe(
-                        headers=["picture", "PSNR (dB), more is better"], interactive=False,
-                        label="How near it comes back", elem_id="invert-table", buttons=[],
-                    )  # fmt: skip
-                    curve = gr.LinePlot(
-                        x="step", y="error", color="model", color_map=COLORS, y_lim=[0, None], height=280,
-                        label=f"Error in latents on the way back ({TOLD_COLORS})", x_title="step", y_title="error",
-                        buttons=[], colors_in_legend=[], color_title=" ",
-                    )  # fmt: skip
+        with parts.tab("Invert", EXPLAINED):
+            with gr.Column(min_width=260):
+                file, seen = parts.upload("Your picture", "invert")
+                prompt = gr.Textbox("red heart", label="What it shows", elem_id="invert-prompt")
+                settings = parts.sampling("invert", null_text=True)
+                pressed = parts.buttons("Invert")
+            with gr.Column(scale=2):
+                result = parts.gallery("invert")
+                table = gr.Dataframe(
+                    headers=["picture", "PSNR (dB), more is better"], interactive=False,
+                    label="How near it comes back", elem_id="invert-table", buttons=[],
+                )  # fmt: skip
+                curve = gr.LinePlot(
+                    x="step", y="error", color="model", color_map=COLORS, y_lim=[0, None], height=280,
+                    label=f"Error in latents on the way back ({TOLD_COLORS})", x_title="step", y_title="error",
+                    buttons=[], colors_in_legend=[], color_title=" ",
+                )  # fmt: skip
         parts.show_uploads(file, seen)
         parts.wire(self.desk, pressed, self.work, [*chosen, file, prompt, *settings], [result, table, curve])
 

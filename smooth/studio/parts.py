@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,15 @@ QUEUE = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": 
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SAID = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}  # warnings come by the queue
 BAR = gr.Progress()
+
+
+@contextmanager
+def tab(title: str, explained: str) -> Iterator[None]:
+    """A tab that says what it is for, above a row of fields and results."""
+    with gr.Tab(title, id=title.lower()):
+        gr.Markdown(explained)
+        with gr.Row():
+            yield
 
 
 def field(label: str, name: str) -> Any:
