@@ -38,6 +38,8 @@ from smooth.sections import VariationConfig as VariationConfig
 Stage = Literal["ingest", "latents", "train", "evaluate", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+REGISTERED = "models:/"  # begins the name of a registered model
+
 # Raise when a stage's output for the same config changes meaning: old artifacts are then left alone.
 STAGE_VERSIONS: dict[Stage, int] = {"ingest": 2, "latents": 3, "train": 2, "evaluate": 5, "register": 2}
 

@@ -26,14 +26,13 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from smooth import registry_pyfunc, stages, store, tracking
-from smooth.config import RunConfig, model_identity, resolve_model
+from smooth.config import REGISTERED, RunConfig, model_identity, resolve_model
 from smooth.models import trained_files
 from smooth.registry_card import card
 
 TRAIN_TAG = f"{tracking.FINGERPRINT_TAG}train"
 EVIDENCE = "registered"
 """folder of the run that holds, by fingerprint, the evaluations that versions were registered with"""
-SQLITE = "sqlite:///"
 
 
 class SmoothFlavor:
@@ -78,7 +77,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         tracked.set_tags(
             tracking.fingerprint_tags(config, ("register",)) | {"smooth.version": f"{name}/{version.version}"}
         )
-    model_uri = f"models:/{name}@{alias}"
+    model_uri = f"{REGISTERED}{name}@{alias}"
     return store.write_manifest(
         folder,
         {
@@ -137,17 +136,19 @@ def resolve(uri: str) -> str:
     Raises:
         ArtifactError: no such alias, or the registry doesn't answer.
     """
-    name, _, alias = uri.removeprefix("models:/").rpartition("@")
+    name, _, alias = uri.removeprefix(REGISTERED).rpartition("@")
     if not name:
         return uri
     tracked = tracking.tracking_uri()
+    if database := tracking.missing_database(tracked):
+        raise store.ArtifactError(f"{uri}: no {database}; run the chain first, or set MLFLOW_TRACKING_URI")
     try:
         found = MlflowClient(tracked).get_model_version_by_alias(name, alias)
     except (MlflowException, OSError) as error:
         raise store.ArtifactError(
             f"{tracking.redact(tracked)} does not tell what {uri} is: {tracking.redact(str(error))}"
         ) from error
-    return f"models:/{name}/{found.version}"
+    return f"{REGISTERED}{name}/{found.version}"
 
 
 def versions(most: int) -> list[tuple[str, list[str]]]:
@@ -160,7 +161,7 @@ def versions(most: int) -> list[tuple[str, list[str]]]:
         ArtifactError: the tracking server doesn't answer.
     """
     uri = tracking.tracking_uri()
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():  # asking would make one
+    if tracking.missing_database(uri):
         return []
     client, found = MlflowClient(uri), []
     try:
@@ -172,7 +173,7 @@ def versions(most: int) -> list[tuple[str, list[str]]]:
                 f"name = '{model.name}'", max_results=most, order_by=["version_number DESC"]
             )
             found += [
-                (f"models:/{model.name}/{each.version}", sorted(pointing.get(str(each.version), [])))
+                (f"{REGISTERED}{model.name}/{each.version}", sorted(pointing.get(str(each.version), [])))
                 for each in listed
                 if TRAIN_TAG in each.tags
             ]

@@ -29,6 +29,7 @@ from smooth.tracked import Run as Run
 from smooth.tracked import answering, is_away
 
 FINGERPRINT_TAG = "smooth.fingerprint."
+SQLITE = "sqlite:///"
 PARAMS_PER_REQUEST = 100
 DIGEST_LENGTH = 32  # MLflow takes at most 36 characters of a data set's
 
@@ -44,7 +45,13 @@ def tracking_uri() -> str:
         return uri
     database = home() / "mlflow.db"
     database.parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{database}"
+    return f"{SQLITE}{database}"
+
+
+def missing_database(uri: str) -> Path | None:
+    """The SQLite file that a tracking URI names and that is not there: a client that only asks would make it."""
+    database = Path(uri.removeprefix(SQLITE))
+    return database if uri.startswith(SQLITE) and not database.exists() else None
 
 
 def fingerprint_tags(config: RunConfig, stages: tuple[Stage, ...] = STAGES) -> dict[str, str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smooth.config import ConfigError, RunConfig, resolve_model
+from smooth.config import REGISTERED, ConfigError, RunConfig, resolve_model
 from smooth.doctor.finding import Finding, error, ok, warning
 from smooth.evaluate import networks
-from smooth.evaluate.subjects import REGISTERED
 
 TIMEOUT_SECONDS = 5.0
 INDEX = "model_index.json"

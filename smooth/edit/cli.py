@@ -111,8 +111,8 @@ def interpolate(
     base: BaseOption = BUILTIN,
     strength: StrengthOption = 1.0,
     compare: CompareOption = False,
-    steps: StepsOption = 30,
-    guidance: GuidanceOption = 3.0,
+    steps: StepsOption = STEPS,
+    guidance: GuidanceOption = GUIDANCE,
 ) -> None:
     """Go from one picture to another: between seeds, prompts, or two real pictures.
 
@@ -235,8 +235,8 @@ def invert(
     base: BaseOption = BUILTIN,
     strength: StrengthOption = 1.0,
     compare: CompareOption = False,
-    steps: StepsOption = 30,
-    guidance: GuidanceOption = 3.0,
+    steps: StepsOption = STEPS,
+    guidance: GuidanceOption = GUIDANCE,
 ) -> None:
     """Find the noise that a real picture comes from, and paint it again. What was found is kept for the next time.
 

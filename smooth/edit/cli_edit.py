@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smooth.edit import GUIDANCE, STEPS
 from smooth.edit.options import (
     BUILTIN,
     BaseOption,
@@ -52,8 +53,8 @@ def edit(
     base: BaseOption = BUILTIN,
     strength: StrengthOption = 1.0,
     compare: CompareOption = False,
-    steps: StepsOption = 30,
-    guidance: GuidanceOption = 3.0,
+    steps: StepsOption = STEPS,
+    guidance: GuidanceOption = GUIDANCE,
 ) -> None:
     """Edit a real picture: invert it with its own prompt, then switch to another on the way back.
 

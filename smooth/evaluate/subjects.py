@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smooth import store
-from smooth.config import ConfigError, ModelConfig, model_identity
+from smooth.config import REGISTERED, ConfigError, ModelConfig, model_identity
 from smooth.models import UNET, WEIGHTS_NAME, trained_files
 
-REGISTERED = "models:/"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 

@@ -19,7 +19,6 @@ from smooth import tracking
 from smooth.promotion import PREVIOUS, PRODUCTION, PromotionError
 from smooth.promotion.records import Books, History, from_tag, to_tag
 from smooth.registry import EVIDENCE as EVIDENCE
-from smooth.registry import SQLITE
 
 HISTORY_TAG = "smooth.promotions"
 GATE_TAG = "smooth.gate"
@@ -37,8 +36,7 @@ class Registry:
     def __init__(self, name: str) -> None:
         self.name = name
         self.uri = tracking.tracking_uri()
-        database = self.uri.removeprefix(SQLITE)
-        if self.uri.startswith(SQLITE) and not Path(database).exists():  # asking would make one
+        if database := tracking.missing_database(self.uri):
             raise PromotionError(f"no {database}: run the chain first, or set MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)  # what artifacts are fetched from has no other way to know
         self._client = MlflowClient(self.uri)

@@ -81,6 +81,7 @@ def _run(settings: Settings, host: str, port: int, metrics_port: int) -> None:
     import os
     from secrets import token_hex
 
+    from smooth.config import REGISTERED
     from smooth.listening import HOME_NAMES, LOOPBACK, is_loopback, listen
     from smooth.serve.settings import take_token
     from smooth.studio.server import ENVIRONMENT
@@ -92,7 +93,7 @@ def _run(settings: Settings, host: str, port: int, metrics_port: int) -> None:
         listen(address, number).close()
     os.environ.update(ENVIRONMENT | OWN_RAY | PATIENT | QUIET)
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)})  # of this Ray, known to it alone
-    if not settings.model.startswith("models:/"):
+    if not settings.model.startswith(REGISTERED):
         raise ValueError(f"--model {settings.model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
     from smooth import registry, tracking
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from smooth import registry, store
-from smooth.config import ModelConfig
+from smooth.config import REGISTERED, ModelConfig
 from smooth.edit.model import EditModel, open_model
 from smooth.serve.order import Order
 from smooth.serve.paint import paint
 from smooth.tracking import redact
 
 RETRY_SECONDS = 60.0  # until a version that could not be loaded is tried again
-PREFIX = "models:/"
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class Version:
     @property
     def name(self) -> str:
         """``NAME/VERSION``."""
-        return self.uri.removeprefix(PREFIX)
+        return self.uri.removeprefix(REGISTERED)
 
 
 class Versions:

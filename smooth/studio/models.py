@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from smooth.evaluate.subjects import REGISTERED
+from smooth.config import REGISTERED
 
 if TYPE_CHECKING:
     from smooth.edit.model import EditModel

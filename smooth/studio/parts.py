@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from smooth.cli import is_ours
+from smooth.edit import GUIDANCE, STEPS
 from smooth.studio.desk import Desk, picture_of, told
 
 ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"]
@@ -79,10 +80,12 @@ def show_uploads(file: Any, shown: Any) -> None:
 def sampling(name: str, null_text: bool = False, guided: bool = True) -> list[Any]:
     """Fields of the settings that most people leave as they are: steps, guidance, null-text steps."""
     with gr.Accordion("More settings", open=False):
-        fields = [gr.Slider(1, 100, 30, step=1, label="Steps", info="More is slower", elem_id=f"{name}-steps")]
+        fields = [gr.Slider(1, 100, STEPS, step=1, label="Steps", info="More is slower", elem_id=f"{name}-steps")]
         if guided:
             fields += [
-                gr.Slider(1, 15, 3, step=0.5, label="Guidance", info="How closely to follow the prompt; 1 is none")
+                gr.Slider(
+                    1, 15, GUIDANCE, step=0.5, label="Guidance", info="How closely to follow the prompt; 1 is none"
+                )
             ]
         if null_text:
             fields += [
