@@ -23,6 +23,7 @@ CREDENTIALS: dict[str, Callable[[], str]] = {
     "SMOOTH_PREFECT_AUTH": lambda: f"smooth:{secrets.token_hex(BYTES)}",  # user:password of Prefect's API and pages
     "SMOOTH_POSTGRES_PASSWORD": lambda: secrets.token_hex(BYTES),
     "SMOOTH_STORE_PASSWORD": lambda: secrets.token_hex(BYTES),  # of the S3-compatible store
+    "SMOOTH_SERVE_TOKEN": lambda: secrets.token_hex(BYTES),  # of every client of the served model
 }
 """Name -> how it is made. Letters and digits alone: no quoting anywhere, and a URL can hold them."""
 

@@ -3,7 +3,7 @@
 # command runs.
 set -euo pipefail
 for variable in $(compgen -e); do
-  if [[ $variable =~ _?(PASSWORD|AUTH_STRING|SECRET_KEY|ACCESS_KEY)_FILE$ ]]; then
+  if [[ $variable =~ _?(PASSWORD|AUTH_STRING|SECRET_KEY|ACCESS_KEY|SERVE_TOKEN|NOTIFY_URL)_FILE$ ]]; then
     [[ -f ${!variable} && -r ${!variable} ]] || { echo "error: $variable names ${!variable}, which can't be read" >&2; exit 2; }
     content=$(< "${!variable}")
     [[ -n $content ]] || { echo "error: $variable names ${!variable}, which is empty" >&2; exit 2; }

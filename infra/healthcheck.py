@@ -10,11 +10,11 @@ from infra.local import http
 
 
 def main() -> int:
-    """Ask once, with Ray's token where there is one, and return the exit code a container engine wants."""
+    """Ask once, with the service's token where it has one, and return the exit code a container engine wants."""
     url = os.environ.get("SMOOTH_HEALTH_URL")
     if not url:
         return 0
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.environ.get("SMOOTH_SERVE_TOKEN_FILE")
     headers = {"Authorization": f"Bearer {Path(token).read_text().strip()}"} if token else {}
     answer = http.request(url, headers=headers)
     if answer is None or answer[0] != 200:

@@ -20,6 +20,7 @@ from infra.local.layout import PROJECT
 
 INFRA = PROJECT / "infra"
 COMPOSE = INFRA / "compose.yaml"
+NOTIFY = INFRA / "compose.notify.yaml"
 KUBERAY = INFRA / "kuberay"
 SECRETS = {name: make() for name, make in CREDENTIALS.items()}
 
@@ -54,10 +55,21 @@ def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
     return VARIABLE.sub(of, value)
 
 
-def compose(**environment: str) -> dict[str, Any]:
-    """The compose file with the credentials of a cluster, and ``environment`` over them."""
-    result: dict[str, Any] = interpolated(yaml.safe_load(COMPOSE.read_text()), SECRETS | environment)
+def compose(*over: Path, **environment: str) -> dict[str, Any]:
+    """The compose file with those ``over`` it, the credentials of a cluster, and ``environment`` over them."""
+    document = yaml.safe_load(COMPOSE.read_text())
+    for path in over:
+        document = merged(document, yaml.safe_load(path.read_text()))
+    result: dict[str, Any] = interpolated(document, SECRETS | environment)
     return result
+
+
+def merged(below: Any, over: Any) -> Any:
+    """What compose makes of two files: mappings are merged, lists appended, anything else is replaced."""
+    if isinstance(below, dict) and isinstance(over, dict):
+        return {key: merged(below[key], over[key]) if key in below and key in over else (below | over)[key]
+                for key in below | over}  # fmt: skip
+    return below + over if isinstance(below, list) and isinstance(over, list) else over
 
 
 def manifests() -> list[dict[str, Any]]:

@@ -55,8 +55,8 @@ def prepare(database: str, service: str) -> None:
     asyncio.run(_create(database, name(database, service)))
 
 
-async def _connected(url: str, **chosen: str) -> Any:
-    """A connection of asyncpg's.
+async def _connected(url: str, told: str = "SMOOTH_DATABASE", **chosen: str) -> Any:
+    """A connection of asyncpg's; errors name the URL's variable, as ``told``.
 
     Raises:
         ClusterError: the server does not answer, or refuses.
@@ -66,9 +66,9 @@ async def _connected(url: str, **chosen: str) -> Any:
     try:
         return await asyncpg.connect(url, timeout=CONNECT_SECONDS, **chosen)
     except TimeoutError as error:
-        raise ClusterError("SMOOTH_DATABASE: the server does not answer; look at its host and port") from error
+        raise ClusterError(f"{told}: the server does not answer; look at its host and port") from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise ClusterError(f"SMOOTH_DATABASE: {_without(url, str(error))}") from error
+        raise ClusterError(f"{told}: {_without(url, str(error))}") from error
 
 
 async def _create(database: str, wanted: str) -> None:
@@ -107,11 +107,16 @@ def confine_sqlite(path: Path) -> None:
 
 def confine(database: str, service: str) -> None:
     """The same for MLflow's database on PostgreSQL."""
-    asyncio.run(_confine(database, name(database, service)))
+    asyncio.run(_confine(database, database=name(database, service)))
 
 
-async def _confine(database: str, wanted: str) -> None:
-    connection = await _connected(database, database=wanted)
+def confine_tables(url: str, told: str) -> None:
+    """The same for the very database of ``url``, which a variable ``told`` holds."""
+    asyncio.run(_confine(url, told=told))
+
+
+async def _confine(url: str, **chosen: str) -> None:
+    connection = await _connected(url, **chosen)
     try:
         if not await connection.fetchval("SELECT 1 FROM pg_constraint WHERE conname = 'smooth_place'"):
             # Not valid: what is there already stays, and may not be changed.

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from mlflow import MlflowClient
 
 from infra.local import http, processes
 from infra.local.cluster import DEPLOYMENT
@@ -26,13 +27,14 @@ from infra.local.layout import free_ports, program
 from infra.local.processes import MARKER
 from infra.local.services import OURS
 from tests.deployments import SECRETS, compose, copied, dockerfile
+from tests.served import register
 
 START_SECONDS = 240  # where others compute
 RESTARTS = 2  # of `restart: unless-stopped`
 SERVICES = compose()["services"]
 SECRET_FILES = {name: SECRETS[item["environment"]] for name, item in compose()["secrets"].items()}
 PORTS = ("mlflow:5000", "prefect:4200", "ray-head:8265", "ray-head:6379", "worker:8080", "ray-worker:52365")
-PORTS += ("ray-ingest:52365",)
+PORTS += ("ray-ingest:52365", "serve:8000")
 
 
 class Machine:
@@ -158,7 +160,10 @@ def basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
-def test_mlflow_wants_its_password(machine: Machine) -> None:
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Machine]:
+    """A machine with MLflow."""
+    machine = Machine(tmp_path_factory.mktemp("tracked"), project)
     config = machine.root / "auth.ini"
     written = (machine.project / "infra/mlflow-auth.ini").read_text()
     config.write_text(re.sub(r"(?m)^database_uri = .*", f"database_uri = sqlite:///{machine.root}/auth.db", written))
@@ -168,15 +173,62 @@ def test_mlflow_wants_its_password(machine: Machine) -> None:
         "MLFLOW_ARTIFACTS_DESTINATION": str(machine.root / "artifacts"),
     }
     with machine.running("mlflow", "--workers=1", **changed):  # SQLite has one writer
-        search = f"http://127.0.0.1:{machine.ports['mlflow:5000']}/api/2.0/mlflow/experiments/search"
-        body = {"max_results": 1}
-        right = basic("admin", SECRET_FILES["mlflow_password"])
-        assert status(search, body=body) == 401
-        assert status(search, body=body, headers=basic("admin", "password1234")) == 401
-        assert status(search, body=body, headers=right) == 200
-        # As the other containers name it, and as a page of another site would have a browser ask.
-        assert status(search, body=body, headers=right | {"Host": "mlflow:5000"}) == 200
-        assert status(search, body=body, headers=right | {"Host": "elsewhere.example"}) == 403
+        yield machine
+
+
+ADMIN = basic("admin", SECRET_FILES["mlflow_password"])
+
+
+def test_mlflow_wants_its_password(tracked: Machine) -> None:
+    search = f"http://127.0.0.1:{tracked.ports['mlflow:5000']}/api/2.0/mlflow/experiments/search"
+    body = {"max_results": 1}
+    assert status(search, body=body) == 401
+    assert status(search, body=body, headers=basic("admin", "password1234")) == 401
+    assert status(search, body=body, headers=ADMIN) == 200
+    # As the other containers name it, and as a page of another site would have a browser ask.
+    assert status(search, body=body, headers=ADMIN | {"Host": "mlflow:5000"}) == 200
+    assert status(search, body=body, headers=ADMIN | {"Host": "elsewhere.example"}) == 403
+
+
+def test_mlflow_keeps_artifacts_where_it_puts_them(tracked: Machine) -> None:
+    api = f"http://127.0.0.1:{tracked.ports['mlflow:5000']}/api/2.0/mlflow"
+    create = f"{api}/experiments/create"
+    for number, location in enumerate(("file:///etc", str(tracked.root), "mlflow-artifacts:/../x", "s3://bucket/x")):
+        body = {"name": f"hostile-{number}", "artifact_location": location}
+        assert status(create, headers=ADMIN, body=body) == 400, location
+    assert status(create, headers=ADMIN, body={"name": "harmless"}) == 200
+    assert status(f"{api}/registered-models/create", headers=ADMIN, body={"name": "hostile"}) == 200
+    version = {"name": "hostile", "source": "file:///etc"}
+    assert status(f"{api}/model-versions/create", headers=ADMIN, body=version) == 400
+
+
+def test_the_served_model_wants_its_token(tracked: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"USERNAME": "admin", "PASSWORD": SECRET_FILES["mlflow_password"]}
+    named |= {"URI": f"http://127.0.0.1:{tracked.ports['mlflow:5000']}"}
+    for name, value in named.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    monkeypatch.chdir(tracked.root)
+    register("builtin:tiny", tracked.root / "trained", 0.05)
+    MlflowClient().set_registered_model_alias("smooth-diffusion", "production", "1")
+    url = f"http://127.0.0.1:{tracked.ports['serve:8000']}"
+    order = {"prompt": "a red heart", "steps": 2}
+    with tracked.running("serve", f"--metrics-port={free_ports(1)[0]}"):
+        for path, body in (("health", None), ("generate", order)):
+            assert status(f"{url}/{path}", body=body) == 401
+            assert status(f"{url}/{path}", body=body, headers={"Authorization": f"Bearer {'0' * 64}"}) == 401
+        right = {"Authorization": f"Bearer {SECRET_FILES['serve_token']}"}
+        answer = httpx.post(f"{url}/generate", json=order, headers=right, timeout=60)
+        assert (answer.status_code, answer.headers["X-Smooth-Model"]) == (200, "smooth-diffusion/1"), answer.text
+        assert answer.content.startswith(b"\x89PNG")
+
+
+def test_a_served_model_that_nobody_promoted_is_told_of(tracked: Machine) -> None:
+    command = tracked.command("serve")
+    found = tracked.run("serve", *command, "--model=models:/nobody@production", SMOOTH_SERVE_TOKEN_FILE="/none")
+    assert "error: SMOOTH_SERVE_TOKEN_FILE names /none, which can't be read" in found.stderr
+    found = tracked.run("serve", *command, "--model=models:/nobody@production")
+    assert found.returncode != 0
+    assert "does not tell what models:/nobody@production is" in found.stderr
 
 
 def test_prefect_its_deployments_and_its_worker_want_the_auth_string(machine: Machine) -> None:
@@ -203,6 +255,8 @@ def test_prefect_its_deployments_and_its_worker_want_the_auth_string(machine: Ma
         assert again.returncode == 0, again.stdout + again.stderr
         schedules = httpx.get(deployment, headers=right, timeout=60).json()["schedules"]
         assert [each["active"] for each in schedules] == [True]  # what a person switched on stays on
+        held = _hold_a_place(api, right)
+        assert list((machine.project / ".smooth/prefect/concurrency_leases").glob(f"{held}.json"))
         with machine.running("worker"):
             workers = f"{api}/work_pools/local-pool/workers/filter"
             assert status(workers, body={}) == 401
@@ -214,6 +268,16 @@ def test_prefect_its_deployments_and_its_worker_want_the_auth_string(machine: Ma
                 assert answer is not None
                 known = [(worker["name"], worker["status"]) for worker in json.loads(answer[1])]
             assert known == [("worker", "ONLINE")]
+
+
+def _hold_a_place(api: str, headers: dict[str, str]) -> str:
+    """Take the only place under a limit, and return the lease's id."""
+    limits = f"{api}/v2/concurrency_limits"
+    assert status(f"{limits}/", headers=headers, body={"name": "one", "limit": 1}) == 201
+    body = {"slots": 1, "names": ["one"], "lease_duration": 60}
+    answer = httpx.post(f"{limits}/increment-with-lease", json=body, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["lease_id"])
 
 
 WHERE = """

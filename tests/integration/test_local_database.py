@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from infra import confined
 from infra.local import database, http, processes
 from infra.local.access import Access
 from infra.local.layout import HOST, PORTS, ClusterError, Layout, free_ports
@@ -131,6 +132,29 @@ def test_both_servers_run_on_postgresql_and_artifacts_on_s3(
     assert not list(tmp_path.rglob("*.db"))
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert SECRET not in path.read_text(errors="replace"), path
+
+
+@needs_servers
+def test_a_container_confines_mlflow_before_it_starts(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = postgres.rpartition("@")[2]
+    monkeypatch.setenv("PGPASSWORD", SECRET)
+    monkeypatch.setenv(confined.BACKEND, f"postgresql+psycopg2://smooth@{place}")
+    command = [sys.executable, "-m", "infra.confined", sys.executable, "-c", "print('the server')"]
+    for _ in range(2):  # tables are made, or found
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["the server"]), done.stderr
+        assert SECRET not in done.stdout + done.stderr
+    driver = importlib.import_module("psycopg2")
+    with closing(driver.connect(f"postgresql://smooth@{place}")) as connection, connection.cursor() as cursor:
+        insert = "INSERT INTO experiments (experiment_id, name, artifact_location) VALUES (%s, %s, %s)"
+        cursor.execute(insert, (7, "its own place", "mlflow-artifacts:/7"))
+        connection.commit()
+        with pytest.raises(driver.errors.CheckViolation, match="smooth_place"):
+            cursor.execute(insert, (8, "another", "file:///etc"))
+    monkeypatch.setenv("PGPASSWORD", "wrong")
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "MLflow's database can't be confined: MLFLOW_BACKEND_STORE_URI:" in refused.stderr
 
 
 @contextmanager

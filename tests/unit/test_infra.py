@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import re
 import stat
@@ -21,7 +22,19 @@ import yaml
 import smooth
 from infra import credentials, render
 from infra.local.layout import DASHBOARD_PORT, MLFLOW_PORT, POOL, PREFECT_PORT, PROJECT, RAY_PORT, program
-from tests.deployments import COMPOSE, INFRA, SECRETS, MissingVariableError, compose, dockerfile, environment_of, pods
+from smooth.serve.cli import serve
+from smooth.serve.settings import LEAST_TOKEN, TOKEN_VARIABLE
+from tests.deployments import (
+    COMPOSE,
+    INFRA,
+    NOTIFY,
+    SECRETS,
+    MissingVariableError,
+    compose,
+    dockerfile,
+    environment_of,
+    pods,
+)
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("smooth:")}
@@ -30,8 +43,10 @@ GUARDS = {
     "mlflow": ("MLFLOW_AUTH_ADMIN_PASSWORD_FILE", "/run/secrets/mlflow_password"),
     "prefect": ("PREFECT_SERVER_API_AUTH_STRING_FILE", "/run/secrets/prefect_auth"),
     "ray-head": ("RAY_AUTH_MODE", "token"),
+    "serve": (f"{TOKEN_VARIABLE}_FILE", "/run/secrets/serve_token"),
 }
-SENSITIVE = re.compile(r"PASSWORD|TOKEN|SECRET|AUTH_STRING|ACCESS_KEY$")
+SENSITIVE = re.compile(r"PASSWORD|TOKEN|SECRET|AUTH_STRING|ACCESS_KEY$|NOTIFY_URL")
+FROM_FILES = re.compile(r"(PASSWORD|AUTH_STRING|SECRET_KEY|ACCESS_KEY|SERVE_TOKEN|NOTIFY_URL)_FILE$")
 # Variables of programs that are no Python of the lock: libpq, botocore, Ray's C++.
 OTHERS = {"PGPASSWORD", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 OTHERS |= {"RAY_AUTH_MODE"}
@@ -46,7 +61,8 @@ def locked() -> dict[str, str]:
 def test_compose_holds_its_schema_as_written_and_filled_in() -> None:
     schema = json.loads(files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text())
     validator = jsonschema.validators.validator_for(schema)(schema)
-    for document in (yaml.safe_load(COMPOSE.read_text()), compose(), compose(SMOOTH_MLFLOW_HOSTS="a.example")):
+    written = [yaml.safe_load(path.read_text()) for path in (COMPOSE, NOTIFY)]
+    for document in (*written, compose(), compose(NOTIFY), compose(SMOOTH_MLFLOW_HOSTS="a.example")):
         assert [error.message for error in validator.iter_errors(document)] == []
     broken = compose()
     broken["services"]["mlflow"]["comand"] = "server"
@@ -82,24 +98,28 @@ def test_no_port_is_published_without_a_credential_and_all_are_on_loopback_by_de
 
 def test_ports_are_those_of_the_local_cluster() -> None:
     published = {name: int(SERVICES[name]["ports"][0].split(":")[-1]) for name in GUARDS}
-    expected = {"mlflow": MLFLOW_PORT, "prefect": PREFECT_PORT, "ray-head": DASHBOARD_PORT}
-    assert published == {name: port.default for name, port in expected.items()}
+    local = {"mlflow": MLFLOW_PORT, "prefect": PREFECT_PORT, "ray-head": DASHBOARD_PORT}
+    serving = inspect.signature(serve).parameters["port"].default
+    expected = {name: port.default for name, port in local.items()} | {"serve": serving}
+    assert published == expected
     for name, port in expected.items():
-        assert any(str(port.default) in word for word in SERVICES[name]["command"])
+        assert any(str(port) in word for word in SERVICES[name]["command"])
     assert f"--port={RAY_PORT.default}" in SERVICES["ray-head"]["command"]
     assert f"--address=ray-head:{RAY_PORT.default}" in SERVICES["ray-worker"]["command"]
 
 
-def test_only_ingest_reaches_the_web() -> None:
-    networks = compose()["networks"]
+def reaching_the_web(document: dict[str, Any]) -> set[str]:
     option = "com.docker.network.bridge.enable_ip_masquerade"
-    shut = {
+    ways = {
         name
-        for name, network in networks.items()
-        if network.get("internal") or network.get("driver_opts", {}).get(option) == "false"
+        for name, network in document["networks"].items()
+        if not network.get("internal") and network.get("driver_opts", {}).get(option) != "false"
     }
-    assert networks.keys() - shut == {"web"}
-    assert {name for name, service in SERVICES.items() if "web" in service["networks"]} == {"ray-ingest"}
+    return {name for name, service in document["services"].items() if ways & set(service["networks"])}
+
+
+def test_only_ingest_reaches_the_web() -> None:
+    assert reaching_the_web(compose()) == {"ray-ingest"}
     resources = next(word for word in SERVICES["ray-ingest"]["command"] if word.startswith("--resources="))
     assert "ingest" in json.loads(resources.partition("=")[2])
 
@@ -116,6 +136,7 @@ def test_every_address_is_a_service_on_a_common_network_that_listens_there() -> 
         for needed in service.get("depends_on", {}):
             assert needed in SERVICES
     assert {("mlflow", "postgres"), ("mlflow", "store"), ("worker", "prefect"), ("worker", "ray-head")} <= seen
+    assert {other for name, other in seen if name == "serve"} == {"mlflow"}
     allowed = SERVICES["mlflow"]["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert urlsplit(SERVICES["worker"]["environment"]["MLFLOW_TRACKING_URI"]).netloc in allowed
 
@@ -174,6 +195,8 @@ def test_the_first_word_of_every_command_exists(name: str) -> None:
     if first == "python":
         assert second == "-m"
         assert importlib.util.find_spec(third) is not None
+        if third == "infra.confined":
+            assert Path(program(SERVICES[name]["command"][3])).is_file()
     else:
         assert (PROJECT / first).is_file() or Path(program(first)).is_file()
     build = SERVICES[name]["build"]
@@ -187,17 +210,20 @@ def test_every_variable_is_read_by_what_it_is_set_for() -> None:
     readers = ["mlflow/environment_variables.py", "mlflow/utils/cli_args.py", "mlflow/cli/__init__.py"]
     (mlflow,) = importlib.util.find_spec("mlflow").submodule_search_locations  # type: ignore[union-attr, misc]
     texts = [(Path(mlflow).parent / path).read_text() for path in readers]
-    texts += [path.read_text() for path in (PROJECT / "smooth/settings.py", INFRA / "healthcheck.py")]
+    ours = ("smooth/settings.py", "smooth/serve/settings.py", "flows/automations.py", "infra/healthcheck.py")
+    texts += [(PROJECT / path).read_text() for path in ours]
     read = _get_valid_setting_names(Settings) | OTHERS | set(re.findall(r"\b[A-Z][A-Z_0-9]+\b", "".join(texts)))
-    named = {name for service in OURS.values() for name in service.get("environment", {})}
+    services = compose(NOTIFY)["services"]
+    named = {name for service in OURS for name in services[service].get("environment", {})}
     named |= {name for pod in pods() for container in pod.containers for name in environment_of(container)}
     assert {re.sub(r"_FILE$", "", name) for name in named} - read - POSTGRES == set()
 
 
 def test_secrets_come_from_files_that_compose_fills_from_the_credentials() -> None:
-    document = compose()
+    document = compose(NOTIFY)
     sources = {name: secret["environment"] for name, secret in document["secrets"].items()}
-    assert set(sources.values()) == credentials.CREDENTIALS.keys() - {"SMOOTH_CREDENTIALS"}
+    assert set(sources.values()) == credentials.CREDENTIALS.keys() - {"SMOOTH_CREDENTIALS"} | {"SMOOTH_NOTIFY_URL"}
+    assert "SMOOTH_NOTIFY_URL" not in str(compose())  # which starts without one
     for name, service in document["services"].items():
         mounted = {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}
         used = set()
@@ -205,8 +231,8 @@ def test_secrets_come_from_files_that_compose_fills_from_the_credentials() -> No
             if SENSITIVE.search(variable) and variable not in ("AWS_ACCESS_KEY_ID", "RAY_AUTH_MODE"):
                 assert value in mounted, f"{name}: {variable}"
             used |= {value} & mounted
-            if variable.endswith("_FILE") and service in OURS.values():
-                assert re.search(r"(PASSWORD|AUTH_STRING|SECRET_KEY|ACCESS_KEY)_FILE$", variable)
+            if variable.endswith("_FILE") and name in OURS:
+                assert FROM_FILES.search(variable)
         assert used == mounted
     written = [path for path in INFRA.rglob("*") if path.is_file() and path.suffix not in (".lock", ".pyc")]
     for path in written:
@@ -219,7 +245,7 @@ def test_artifacts_lie_where_a_relative_root_means_them() -> None:
     from smooth.sections import StorageConfig
 
     home = (Path(workdir) / StorageConfig().root).parent
-    for name in ("ray-head", "ray-worker", "ray-ingest", "ray-gpu", "worker"):
+    for name in ("ray-head", "ray-worker", "ray-ingest", "ray-gpu", "worker", "serve"):
         assert f"artifacts:{home}" in SERVICES[name]["volumes"]
     pool = {item["work_pool"]["name"] for item in yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]}
     assert pool == {POOL}
@@ -228,6 +254,36 @@ def test_artifacts_lie_where_a_relative_root_means_them() -> None:
     bound = [volume.split(":")[0] for volume in SERVICES["postgres"]["volumes"] if volume.startswith(".")]
     assert bound
     assert all((INFRA / path).is_file() for path in bound)
+
+
+def test_a_place_under_a_limit_outlives_prefects_container() -> None:
+    prefect = compose()["services"]["prefect"]
+    (volume,) = prefect["volumes"]
+    source, folder = volume.split(":")
+    assert source in compose()["volumes"]
+    assert source not in {name.split(":")[0] for other in SERVICES if other != "prefect"
+                          for name in SERVICES[other].get("volumes", [])}  # fmt: skip
+    assert Path(prefect["environment"]["PREFECT_HOME"]).is_relative_to(folder)
+    storage = prefect["environment"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    assert hasattr(importlib.import_module(storage), "ConcurrencyLeaseStorage")
+    # A volume takes its owner from the image's folder.
+    assert any(f"--owner=smooth --group=smooth {folder}" in step.value for step in dockerfile() if step.name == "RUN")
+
+
+def test_who_is_told_of_failures_is_asked_for_and_only_then_does_prefect_reach_the_web() -> None:
+    document = compose(NOTIFY)
+    assert reaching_the_web(document) == {"ray-ingest", "prefect"}
+    told = document["services"]["deployments"]
+    assert told["environment"]["SMOOTH_NOTIFY_URL_FILE"] == "/run/secrets/notify_url"
+    assert told["environment"].items() >= SERVICES["deployments"]["environment"].items()
+    assert "python -m flows.automations" in (INFRA / "deploy.sh").read_text()
+    assert set(document["services"]["prefect"]["networks"]) > set(SERVICES["prefect"]["networks"])
+    assert document["services"].keys() == SERVICES.keys()
+
+
+def test_a_token_of_the_credentials_is_one_that_serve_takes() -> None:
+    assert len(SECRETS[TOKEN_VARIABLE]) >= LEAST_TOKEN
+    assert SERVICES["serve"]["profiles"] == ["serve"]  # nothing is in production at first
 
 
 @pytest.mark.parametrize("script", sorted(INFRA.glob("*.sh")), ids=lambda path: path.name)
@@ -263,7 +319,7 @@ def test_the_entrypoint_reads_secrets_and_hides_their_files(tmp_path: Path) -> N
         command = [str(INFRA / "entrypoint.sh"), "bash", "-c", 'echo "$PGPASSWORD|$SSL_CERT_FILE|${PGPASSWORD_FILE-}"']
         return subprocess.run(command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True)
 
-    found = run(PGPASSWORD_FILE=str(secret), SSL_CERT_FILE="/etc/ssl/some.pem")
+    found = run(PGPASSWORD_FILE=str(secret), SSL_CERT_FILE="/etc/ssl/some.pem", AWS_WEB_IDENTITY_TOKEN_FILE="/none")
     assert found.stdout == "of-nobody|/etc/ssl/some.pem|\n"
     for path, words in ((empty, "which is empty"), (tmp_path / "none", "which can't be read")):
         refused = run(PGPASSWORD_FILE=str(path))

@@ -16,11 +16,13 @@ from infra import credentials
 from infra.local.layout import POOL, PROJECT
 from infra.render import render
 from smooth.data.guard import is_public
-from tests.deployments import INFRA, KUBERAY, Pod, compose, environment_of, manifest, manifests, pods
+from smooth.serve.settings import TOKEN_VARIABLE
+from tests.deployments import INFRA, KUBERAY, NOTIFY, Pod, compose, environment_of, manifest, manifests, pods
 
 KUBERNETES = "1.34"
 PODS = {pod.name: pod for pod in pods()}
 RAY = ("headgroup", "cpu", "ingest", "gpu")
+TELLING = yaml.safe_load((KUBERAY / "notify.yaml").read_text())
 # KubeRay's RayCluster: what it demands, and what else of it these manifests may use (API reference, v1.1 and later).
 CLUSTER_FIELDS = {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}
 HEAD_DEMANDS = {"rayStartParams", "template"}
@@ -36,7 +38,11 @@ def ray_cluster() -> dict[str, Any]:
     return manifest("RayCluster", "smooth")
 
 
-@pytest.mark.parametrize("document", manifests(), ids=lambda item: f"{item['kind']}-{item['metadata']['name']}")
+def named(document: dict[str, Any]) -> str:
+    return f"{document['kind']}-{document['metadata']['name']}"
+
+
+@pytest.mark.parametrize("document", [*manifests(), TELLING], ids=named)
 def test_each_object_holds_its_schema(document: dict[str, Any]) -> None:
     if document["kind"] == "RayCluster":
         for name in RAY:  # what KubeRay makes of it
@@ -111,12 +117,13 @@ def test_secrets_are_named_never_held() -> None:
     for pod in PODS.values():
         for container in pod.containers:
             for item in container["env"]:
-                if re.search(r"PASSWORD|AUTH_STRING|SECRET_KEY", item["name"]):
+                if re.search(r"PASSWORD|AUTH_STRING|SECRET_KEY|NOTIFY_URL", item["name"]):
                     assert item["valueFrom"]["secretKeyRef"]["name"] == "smooth-credentials"
                     used.add(item["valueFrom"]["secretKeyRef"]["key"])
         for volume in pod.spec.get("volumes", []):
             used |= {item["key"] for item in volume.get("secret", {}).get("items", [])}
-    assert used == credentials.CREDENTIALS.keys() - {"SMOOTH_CREDENTIALS", "SMOOTH_STORE_PASSWORD"}
+    made = credentials.CREDENTIALS.keys() - {"SMOOTH_CREDENTIALS", "SMOOTH_STORE_PASSWORD"}
+    assert used == made | {"SMOOTH_NOTIFY_URL"}
     assert "Secret" not in {item["kind"] for item in manifests()}
     for name in (*RAY, "worker"):
         (container,) = PODS[name].spec["containers"]
@@ -124,18 +131,53 @@ def test_secrets_are_named_never_held() -> None:
         token = environment_of(container)["RAY_AUTH_TOKEN_PATH"]
         assert token == f"{mounts['token']}/ray_token"
         assert mounts["artifacts"] == "/opt/smooth/.smooth"
+    (container,) = PODS["serve"].spec["containers"]
+    token = next(volume["secret"] for volume in PODS["serve"].spec["volumes"] if volume["name"] == "token")
+    mount = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "token")
+    assert token["items"] == [{"key": TOKEN_VARIABLE, "path": "serve_token"}]
+    assert environment_of(container)[f"{TOKEN_VARIABLE}_FILE"] == f"{mount}/serve_token"
+
+
+def test_who_is_told_of_failures_comes_with_the_deployments_and_may_be_left_out() -> None:
+    (container,) = PODS["worker"].spec["initContainers"]
+    (told,) = (item for item in container["env"] if item["name"] == "SMOOTH_NOTIFY_URL")
+    assert told["valueFrom"]["secretKeyRef"]["optional"] is True
+    assert f"{told['name']}_FILE" in compose(NOTIFY)["services"]["deployments"]["environment"]
+
+
+def test_a_place_under_a_limit_outlives_prefects_pod() -> None:
+    (container,) = PODS["prefect"].spec["containers"]
+    (mount,) = container["volumeMounts"]
+    assert environment_of(container)["PREFECT_HOME"].startswith(f"{mount['mountPath']}/")  # type: ignore[union-attr]
+    (volume,) = PODS["prefect"].spec["volumes"]
+    assert (volume["name"], volume["persistentVolumeClaim"]) == (mount["name"], {"claimName": "prefect"})
+    assert PODS["prefect"].spec["securityContext"]["fsGroup"] == 10001
+    assert manifest("Deployment", "prefect")["spec"]["strategy"] == {"type": "Recreate"}  # one holds the volume
+
+
+def test_each_server_is_asked_whether_it_is_well() -> None:
+    for name in ("mlflow", "prefect", "serve"):
+        (container,) = PODS[name].spec["containers"]
+        asks = compose()["services"][name]["environment"]["SMOOTH_HEALTH_URL"]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if name == "serve":  # as the image's HEALTHCHECK does, with the token
+                assert container[probe]["exec"] == {"command": ["python", "-m", "infra.healthcheck"]}
+                assert environment_of(container)["SMOOTH_HEALTH_URL"] == asks
+            else:
+                assert asks.endswith(container[probe]["httpGet"]["path"])
+    assert manifest("Deployment", "serve")["spec"]["replicas"] == 0  # nothing is in production at first
 
 
 def test_commands_and_settings_are_those_of_compose_which_are_run() -> None:
     services = compose()["services"]
-    for pod, service in {"mlflow": "mlflow", "prefect": "prefect", "worker": "worker"}.items():
+    for pod in ("mlflow", "prefect", "worker", "serve"):
         (container,) = PODS[pod].spec["containers"]
-        assert container["args"] == services[service]["command"]
-        theirs = services[service]["environment"]
+        assert container["args"] == services[pod]["command"]
+        theirs = services[pod]["environment"]
         for name, value in environment_of(container).items():
             if value is None:
                 assert f"{name}_FILE" in theirs
-            elif "RAY_" not in name and name not in ("MLFLOW_ARTIFACTS_DESTINATION",):
+            elif "RAY_" not in name and name not in ("MLFLOW_ARTIFACTS_DESTINATION", f"{TOKEN_VARIABLE}_FILE"):
                 assert theirs[name] == value
     (first,) = PODS["worker"].spec["initContainers"]
     assert first["args"] == services["deployments"]["command"]
@@ -153,7 +195,7 @@ def test_services_lead_to_ports_that_pods_open() -> None:
     names = {item["metadata"]["name"] for item in manifests() if item["kind"] == "Service"} | {"smooth-head-svc"}
     containers = [container for pod in PODS.values() for container in pod.containers]
     text = " ".join(value or "" for container in containers for value in environment_of(container).values())
-    assert set(re.findall(r"://(?:smooth@)?([a-z-]+):\d+", text)) == names
+    assert set(re.findall(r"://(?:smooth@)?([a-z-]+):\d+", text)) == names - {"serve"}  # which others ask
     claims = {item["metadata"]["name"] for item in manifests() if item["kind"] == "PersistentVolumeClaim"}
     volumes = [volume for pod in PODS.values() for volume in pod.spec.get("volumes", [])]
     assert {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v} == claims
@@ -195,6 +237,7 @@ NEEDED = {
     ("worker", "prefect", 4200),
     ("worker", "mlflow", 5000),
     ("worker", "headgroup", 8265),
+    ("serve", "mlflow", 5000),
     ("mlflow", "postgres", 5432),
     ("prefect", "postgres", 5432),
     *((name, "mlflow", 5000) for name in RAY),
@@ -206,11 +249,11 @@ def test_pods_talk_to_those_they_need_and_to_no_others() -> None:
     found = set()
     for one in PODS.values():
         for other in PODS.values():
-            for port in (4200, 5000, 5432, 6379, 8080, 8265, 52365):
+            for port in (4200, 5000, 5432, 6379, 8000, 8080, 8265, 52365):
                 sends = _allows("Egress", one.labels, other.labels, port)
                 if sends and _allows("Ingress", other.labels, one.labels, port):
                     found.add((one.name, other.name, port))
-    within_ray = {(one, other, port) for one in RAY for other in RAY for port in (4200, 5000, 5432, 8080)}
+    within_ray = {(one, other, port) for one in RAY for other in RAY for port in (4200, 5000, 5432, 8000, 8080)}
     assert found - within_ray == NEEDED
 
 
@@ -227,9 +270,26 @@ def test_only_ingest_reaches_the_web_and_never_a_private_address(pod: Pod) -> No
     assert not [cidr for cidr in policy["except"] if is_public(str(ipaddress.ip_network(cidr)[1]))]
 
 
+def test_the_served_model_is_reached_from_the_namespaces_that_are_told_so() -> None:
+    (rule,) = manifest("NetworkPolicy", "serve")["spec"]["ingress"]
+    (peer,) = rule["from"]
+    (label,) = peer.pop("namespaceSelector")["matchLabels"].items()
+    assert (peer, rule["ports"]) == ({}, [{"protocol": "TCP", "port": 8000}])
+    assert "label namespace NAME {}={}".format(*label) in (INFRA / "README.md").read_text()
+
+
+def test_prefect_is_let_out_to_the_web_alone_and_by_a_file_of_its_own() -> None:
+    assert TELLING["metadata"]["namespace"] == yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())["namespace"]
+    assert TELLING["spec"]["podSelector"]["matchLabels"] == PODS["prefect"].labels
+    fetching = manifest("NetworkPolicy", "ingest-to-web")["spec"]
+    assert TELLING["spec"]["egress"] == fetching["egress"]
+    assert TELLING["spec"]["policyTypes"] == ["Egress"]
+
+
 def test_the_kustomization_names_every_file() -> None:
     named = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())
-    assert {path.name for path in KUBERAY.glob("*.yaml")} == {*named["resources"], "kustomization.yaml"}
+    apart = {"kustomization.yaml", "notify.yaml"}
+    assert {path.name for path in KUBERAY.glob("*.yaml")} == {*named["resources"], *apart}
     (generated,) = named["configMapGenerator"]
     source = generated["files"][0].split("=")[1]
     assert "CREATE DATABASE mlflow" in (KUBERAY / source).read_text()

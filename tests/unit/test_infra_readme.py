@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from infra.local.layout import PROJECT, program
-from tests.deployments import COMPOSE, INFRA, compose, manifest, manifests, pods
+from tests.deployments import COMPOSE, INFRA, NOTIFY, compose, manifest, manifests, pods
 
 README = (INFRA / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    .+\n)+", README, flags=re.MULTILINE)
@@ -35,6 +35,9 @@ def test_compose_commands_give_the_credentials_and_name_services_and_profiles() 
     for words in (shlex.split(line) for line in LINES if line.startswith("docker compose")):
         assert words[2:6] == ["--env-file", "infra/cluster.env", "--file", "infra/compose.yaml"]
         rest = words[6:]
+        if rest[0] == "--file":
+            assert PROJECT / rest[1] == NOTIFY
+            rest = rest[2:]
         if rest[0] == "--profile":
             assert rest[1] in {profile for service in services.values() for profile in service.get("profiles", [])}
             rest = rest[2:]
@@ -42,7 +45,7 @@ def test_compose_commands_give_the_credentials_and_name_services_and_profiles() 
         if rest[0] == "exec":
             assert rest[1] in services
             # `exec` passes the image's entrypoint by, so what needs a credential names it.
-            assert rest[2] in ("infra/entrypoint.sh", "hf")
+            assert rest[2] in ("infra/entrypoint.sh", "hf", "python")
     assert seen == {"build", "up", "exec"}
 
 
@@ -71,12 +74,14 @@ def test_the_variables_of_compose_are_all_told_with_their_defaults() -> None:
 def test_what_it_costs_is_what_the_manifests_ask() -> None:
     cpus, memory = 0.0, 0.0
     for pod in pods():
-        for container in pod.spec["containers"] if pod.name != "gpu" else []:
+        for container in pod.spec["containers"] if pod.name not in ("gpu", "serve") else []:
             asked = container["resources"]["requests"]
             cpus += float(asked["cpu"][:-1]) / 1000 if asked["cpu"].endswith("m") else float(asked["cpu"])
             memory += float(asked["memory"][:-2]) / (1024 if asked["memory"].endswith("Mi") else 1)
+    (serve,) = (pod.containers[0]["resources"]["requests"] for pod in pods() if pod.name == "serve")
     claims = [item for item in manifests() if item["kind"] == "PersistentVolumeClaim"]
     claims += manifest("StatefulSet", "postgres")["spec"]["volumeClaimTemplates"]
     volumes = sum(int(claim["spec"]["resources"]["requests"]["storage"][:-2]) for claim in claims)
     text = " ".join(README.split())
     assert f"on Kubernetes {cpus:.0f} CPUs, {memory:.0f} GB of memory and {volumes} GB of volumes" in text
+    assert f"each pod of `serve` {serve['cpu']} CPUs and {serve['memory'][:-2]} GB more" in text
