@@ -45,7 +45,7 @@ def test_compose_commands_give_the_credentials_and_name_services_and_profiles() 
         if rest[0] == "exec":
             assert rest[1] in services
             # `exec` passes the image's entrypoint by, so what needs a credential names it.
-            assert rest[2] in ("infra/entrypoint.sh", "hf", "python")
+            assert rest[2] in ("infra/entrypoint.sh", "hf")
     assert seen == {"build", "up", "exec"}
 
 
