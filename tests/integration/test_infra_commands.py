@@ -33,8 +33,8 @@ START_SECONDS = 240  # where others compute
 RESTARTS = 2  # of `restart: unless-stopped`
 SERVICES = compose()["services"]
 SECRET_FILES = {name: SECRETS[item["environment"]] for name, item in compose()["secrets"].items()}
-PORTS = ("mlflow:5000", "prefect:4200", "ray-head:8265", "ray-head:6379", "worker:8080", "ray-worker:52365")
-PORTS += ("ray-ingest:52365", "serve:8000")
+PORTS = ("mlflow:5000", "prefect:4200", "ray-head:8265", "ray-head:6379", "worker:8080", "ray-worker:52365",
+         "ray-ingest:52365", "serve:8000")  # fmt: skip
 
 
 class Machine:
