@@ -31,7 +31,7 @@ AWAY_S = 5.0
 STEPS = 20
 TRAINING = [
     f"train.steps={STEPS}", "train.global_batch_size=4", "train.micro_batch_size=2", "train.validate_every=5",
-    "train.checkpoint_every=5", "train.istd_every=null", "train.zero_stage=0", "evaluate.actors=1",
+    "train.checkpoint_every=5", "train.istd_every=null", "train.zero_stage=0", "train.workers=1", "evaluate.actors=1",
 ]  # fmt: skip
 
 
