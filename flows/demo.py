@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sys
 import time
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from prefect.client.orchestration import get_client
@@ -13,7 +14,13 @@ from prefect.client.schemas.objects import FlowRun, Log
 from prefect.deployments import arun_deployment
 from prefect.events import Event
 from prefect.events.subscribers import FlowRunSubscriber
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
+    temporary_settings,
+)
+from prefect.settings.legacy import Setting
 from rich.console import Console
 
 from smooth import settings, store
@@ -126,7 +133,7 @@ def main(
     except ConfigError as error:
         _fail(str(error))
     try:
-        with temporary_settings({PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: login}):
+        with temporary_settings({PREFECT_API_URL: api, **_logged_in(login)}):
             flow_run = asyncio.run(run(preset, overrides, console))
     except KeyboardInterrupt:
         _fail("stopped watching; the flow run goes on (its page above has the button that cancels it)")
@@ -134,6 +141,14 @@ def main(
         _fail(flow_run.state.message or "no message" if flow_run.state else "the flow run has no state")
     show_results(config, console)
     console.print(f"{time.monotonic() - begin:.0f} s in all", highlight=False)
+
+
+def _logged_in(login: str | None) -> dict[Setting, Any]:
+    """Settings for an open cluster; the streams of events and logs have no login of their own as they begin."""
+    if login is None:
+        return {}
+    sent = base64.b64encode(login.encode()).decode()
+    return {PREFECT_API_AUTH_STRING: login, PREFECT_CLIENT_CUSTOM_HEADERS: {"Authorization": f"Basic {sent}"}}
 
 
 def _fail(message: str) -> NoReturn:

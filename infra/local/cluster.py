@@ -18,10 +18,10 @@ import psutil
 from infra.local import deployments, processes
 from infra.local.access import Access
 from infra.local.deployments import DEPLOYMENT
-from infra.local.layout import PORTS, PROJECT, ClusterError, Layout, write_private
+from infra.local.layout import GUARDED, PORTS, PROJECT, ClusterError, Layout, quiet_ports, write_private
 from infra.local.nodes import RayNode
 from infra.local.options import Options
-from infra.local.services import SERVICES, PrefectServer, PrefectWorker, RayHead, Service
+from infra.local.services import SERVICES, Guard, PrefectServer, PrefectWorker, RayHead, Service
 from smooth.listening import is_free
 
 __all__ = ["DEPLOYMENT", "Health", "LocalCluster", "changing"]
@@ -48,7 +48,8 @@ class LocalCluster:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._known_nodes = _known_nodes(layout)
-        names = [service.name for service in SERVICES] + [f"{RayNode.PREFIX}{index}" for index in self._known_nodes]
+        nodes = [f"{RayNode.PREFIX}{index}" for index in self._known_nodes]
+        names = [*(service.name for service in SERVICES), Guard.name, *nodes]
         self._records = {name: processes.read_record(layout.record(name)) for name in names}
         self._is_running = any(record is not None and record.process() for record in self._records.values())
         options = Options.read(layout.options)  # of what runs, or ran when the machine went down
@@ -58,16 +59,20 @@ class LocalCluster:
     def _set_access(self, access: Access) -> None:
         self.access, self.options = access, access.options
         head, *rest = (service(access) for service in SERVICES)
-        self.services = [head, *(RayNode(access, index + 1) for index in range(self.options.workers)), *rest]
+        nodes = (RayNode(access, index + 1) for index in range(self.options.workers))
+        self.services = [head, *nodes, *rest, *([Guard(access)] if self.options.is_open else [])]
 
     def _resolve_ports(self) -> dict[str, int]:
-        """Port variable -> number: where a living service listens, else where the variable says."""
-        ports = {}
-        for port in PORTS:
-            record = self._records[port.service]
-            running = record.ports.get(port.variable) if record is not None and record.process() else None
-            ports[port.variable] = port.number if running is None else running
-        return ports
+        """Port variable -> number: where what lives listens or leads to, else where the variable says.
+
+        The guard knows the ports of the services, and they the guard's: either finds the other again.
+        """
+        running: dict[str, int] = {}
+        for record in self._records.values():
+            running |= record.ports if record is not None and record.process() else {}
+        outer = {port.variable: running.get(port.variable) or port.number for port in PORTS}
+        free = quiet_ports(len(GUARDED))
+        return outer | {port.behind: running.get(port.behind) or free.pop() for port in GUARDED}
 
     def health(self) -> list[Health]:
         """How each service is."""
@@ -92,11 +97,11 @@ class LocalCluster:
         self._check_moved_ports()
         options = Options.asked(self.options, running=self._is_running)
         self._set_access(Access.make(self.layout, options, self.ports))
-        surplus = [node for index in self._known_nodes if (node := RayNode(self.access, index)).name not in self.names]
-        removed = [node.name for node in surplus if self._stop(node)]
+        possible = [*(RayNode(self.access, index) for index in self._known_nodes), Guard(self.access)]
+        removed = [service.name for service in possible if service.name not in self.names and self._stop(service)]
         sick = {health.name for health in self.health() if health.status != "healthy"}
         worker = self._records[PrefectWorker.name]
-        if PrefectServer.name in sick and worker is not None and worker.process() is not None:
+        if sick & {PrefectServer.name, Guard.name} and worker is not None and worker.process() is not None:
             sick.discard(PrefectWorker.name)  # it can't answer without the server, waits for it, and follows its flows
         if self._state_text() != (self.layout.state.read_text() if self.layout.state.is_file() else ""):
             sick.add(PrefectWorker.name)  # its environment holds the addresses of before
@@ -128,8 +133,8 @@ class LocalCluster:
         The worker goes first: it ends its flows, while the servers that they report to are there.
         """
         self.layout.state.unlink(missing_ok=True)
-        nodes = [RayNode(self.access, index) for index in self._known_nodes]
-        services = [service for service in self.services if not isinstance(service, RayNode)] + nodes
+        possible = [*(RayNode(self.access, index) for index in self._known_nodes), Guard(self.access)]
+        services = [service for service in self.services if not isinstance(service, RayNode | Guard)] + possible
         stopped = {service.name: self._stop(service) for service in services if service.name == PrefectWorker.name}
         rest = [service for service in services if service.name not in stopped]
         with ThreadPoolExecutor(len(rest)) as pool:
@@ -151,26 +156,24 @@ class LocalCluster:
         for service in services:
             for port in service.ports:
                 number = service.number(port)
-                if not is_free(number, service.listens_on(port)):
+                if not is_free(number, service.address):
+                    other = f"set {port.variable} to another port"
+                    if number != self.ports[port.variable]:
+                        other = "`make cluster-down` and take another"
                     raise ClusterError(
-                        f"port {number} of {service.title} is taken{_listener(number)}; "
-                        f"free it, or set {port.variable} to another port"
+                        f"port {number} of {service.title} is taken{_listener(number)}; free it, or {other}"
                     )
 
     def _start_all(self, services: list[Service]) -> None:
-        """Start all at once; Ray's nodes wait for its head, and the worker for the server that it reports to."""
-        waiting: dict[str, type[Service]] = {
-            service.name: PrefectServer if isinstance(service, PrefectWorker) else RayHead
-            for service in services
-            if isinstance(service, PrefectWorker | RayNode)
-        }
+        """Start all at once; Ray's nodes wait for its head, and the worker for the server and the way to it."""
         for service in services:
-            if service.name not in waiting:
+            if not isinstance(service, PrefectWorker | RayNode):
                 self._start(service)
-        for kind in (RayHead, PrefectServer):
-            held = [service for service in services if waiting.get(service.name) is kind]
-            if held:
-                self._await(next(service for service in self.services if isinstance(service, kind)))
+        for kind, before in ((RayNode, RayHead), (PrefectWorker, PrefectServer | Guard)):
+            held = [service for service in services if isinstance(service, kind)]
+            for first in self.services if held else ():
+                if isinstance(first, before):
+                    self._await(first)
             for service in held:
                 self._start(service)
         for service in services:

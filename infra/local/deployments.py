@@ -26,7 +26,7 @@ def register(access: Access, environment: dict[str, str]) -> None:
     Raises:
         ClusterError: Prefect refuses them.
     """
-    server = f"{access.url(PREFECT_PORT.variable)}/api"
+    server = f"{access.url(PREFECT_PORT)}/api"
     file = PROJECT / "infra" / "prefect.yaml"
     presets = (PROJECT / "smooth" / "presets").glob("*.yaml")  # the form lists them
     sources = [file, *sorted((PROJECT / "flows").glob("*.py")), *sorted(presets)]

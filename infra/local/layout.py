@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import socket
@@ -42,12 +43,19 @@ class Port:
             raise ClusterError(f"{self.variable}={text!r} is not a port number (1 to 65535)")
         return int(text)
 
+    @property
+    def behind(self) -> str:
+        """Name of the port behind the guard's, which is any free one."""
+        return f"behind {self.variable}"
+
 
 RAY_PORT = Port("ray", "SMOOTH_RAY_PORT", 6379)
 DASHBOARD_PORT = Port("ray", "SMOOTH_RAY_DASHBOARD_PORT", 8265)
 MLFLOW_PORT = Port("mlflow", "SMOOTH_MLFLOW_PORT", 5000)
 PREFECT_PORT = Port("prefect", "SMOOTH_PREFECT_PORT", 4200)
 PORTS = (RAY_PORT, DASHBOARD_PORT, MLFLOW_PORT, PREFECT_PORT)
+GUARDED = (DASHBOARD_PORT, MLFLOW_PORT, PREFECT_PORT)
+"""Those that the guard of an open cluster has (:mod:`infra.local.guard`); the services are on loopback behind it."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +142,9 @@ def program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def quiet_port() -> int:
-    """A free port that the system gives to nobody who asks for any, so that it stays free until it is used."""
-    return next(port for port in random.sample(range(20_000, 32_768), 1000) if is_free(port))
+def quiet_ports(count: int) -> list[int]:
+    """Free ports that the system gives to nobody who asks for any, so that they stay free until they are used."""
+    return list(itertools.islice((port for port in random.sample(range(20_000, 32_768), 1000) if is_free(port)), count))
 
 
 def free_ports(count: int) -> list[int]:

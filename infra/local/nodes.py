@@ -1,4 +1,4 @@
-"""Ray's head and its further nodes on this machine, all on loopback but for the dashboard of an open cluster.
+"""Ray's head and its further nodes on this machine, all on loopback.
 
 Ray takes the machine's outer address for its nodes and listens everywhere, whatever ``--node-ip-address`` says, unless
 it believes that it can have no other machines: then nodes are 127.0.0.1, and even what asks for no token (metrics,
@@ -13,8 +13,8 @@ import shutil
 from typing import Any
 
 from infra.local import http
-from infra.local.access import RAY_HOST, Access
-from infra.local.layout import DASHBOARD_PORT, HOST, RAY_PORT, ClusterError, Port, program, quiet_port, write_private
+from infra.local.access import PREFECT_LOGIN, RAY_HOST, Access
+from infra.local.layout import DASHBOARD_PORT, HOST, RAY_PORT, ClusterError, program, quiet_ports, write_private
 from infra.local.processes import Record
 from infra.local.service import Service
 
@@ -34,12 +34,11 @@ class _Node(Service):
         """Without Prefect's login, which no stage needs; Ray's own logs stay small."""
         rotation = {"RAY_ROTATION_MAX_BYTES": str(LOG_BYTES), "RAY_ROTATION_BACKUP_COUNT": str(OLD_LOGS)}
         found = super().environment() | rotation
-        found.pop("PREFECT_API_AUTH_STRING", None)
-        return found
+        return {name: value for name, value in found.items() if name not in PREFECT_LOGIN}
 
     def living_nodes(self) -> list[dict[str, Any]]:
         """What the head knows of its nodes; nothing as long as it does not answer to our token."""
-        nodes = f"{self.access.url(DASHBOARD_PORT.variable)}/api/v0/nodes"
+        nodes = f"{self.access.own_url(DASHBOARD_PORT)}/api/v0/nodes"
         answer = http.request(nodes, headers=self.access.ray_headers())
         if answer is None or answer[0] != 200:
             return []
@@ -68,11 +67,11 @@ class RayHead(_Node):
             *(program("ray"), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
             f"--node-ip-address={HOST}",
             f"--port={self.number(RAY_PORT)}",
-            f"--dashboard-host={self.options.bind}",
+            f"--dashboard-host={HOST}",
             f"--dashboard-port={self.number(DASHBOARD_PORT)}",
             f"--num-cpus={max(2, os.cpu_count() or 1)}",
             f"--temp-dir={self.layout.ray_folder}",
-            f"--ray-client-server-port={quiet_port()}",
+            f"--ray-client-server-port={quiet_ports(1)[0]}",
             *INNER,
         ]
 
@@ -80,17 +79,13 @@ class RayHead(_Node):
         """With the two ports that are no options."""
         return super().environment() | {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0", ONE_MACHINE: "0"}
 
-    def listens_on(self, port: Port) -> str:
-        """The dashboard is for people."""
-        return self.options.bind if port == DASHBOARD_PORT else HOST
-
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
         """Whether its own node is there: the job API answers long before."""
         return any(node["is_head_node"] for node in self.living_nodes())
 
     def url(self) -> str:
         """The dashboard."""
-        return self.access.url(DASHBOARD_PORT.variable)
+        return self.access.url(DASHBOARD_PORT)
 
 
 class RayNode(_Node):

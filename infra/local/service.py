@@ -67,14 +67,16 @@ class Service(ABC):
             }
         )
 
-    def listens_on(self, port: Port) -> str:  # noqa: ARG002
-        """The address of a port in :attr:`ports`."""
+    @property
+    def address(self) -> str:
+        """Of this machine, on which its :attr:`ports` are."""
         return HOST
 
     def number(self, port: Port) -> int:
-        """The number of a port in use."""
-        return self.access.ports[port.variable]
+        """Where it listens for a port in :attr:`ports`."""
+        return self.access.own_number(port)
 
     def recorded_ports(self) -> dict[str, int]:
         """What its record keeps of its ports: name -> number."""
-        return {port.variable: self.number(port) for port in self.ports}
+        behind = [port.behind for port in self.ports if self.access.is_guarded(port)]
+        return {name: self.access.ports[name] for name in [*(port.variable for port in self.ports), *behind]}

@@ -1,21 +1,23 @@
-"""MLflow, Prefect and its worker: how each is started, on which ports, and how it tells that it is well."""
+"""MLflow, Prefect, its worker and the guard: how each is started, on which ports, and how it tells that it is well."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import sys
 from configparser import ConfigParser
 from datetime import datetime
 
 from infra.local import database, http
-from infra.local.layout import MLFLOW_PORT, POOL, PREFECT_PORT, PROJECT, Port, program
+from infra.local.access import MLFLOW_LOGIN, PREFECT_LOGIN
+from infra.local.layout import DASHBOARD_PORT, GUARDED, HOST, MLFLOW_PORT, POOL, PREFECT_PORT, PROJECT, Port, program
 from infra.local.nodes import RayHead
 from infra.local.options import ANYWHERE, addresses_of_this_machine
 from infra.local.processes import Record
 from infra.local.service import OURS, Service
 
-__all__ = ["OURS", "SERVICES", "MLflowServer", "PrefectServer", "PrefectWorker", "RayHead", "Service"]
+__all__ = ["OURS", "SERVICES", "Guard", "MLflowServer", "PrefectServer", "PrefectWorker", "RayHead", "Service"]
 
 LOGINS = PROJECT / "infra" / "mlflow-auth.ini"
 
@@ -51,7 +53,7 @@ class MLflowServer(Service):
     def command(self) -> list[str]:
         """One worker: SQLite has one writer."""
         login = ["--app-name=basic-auth"] if self.options.is_open else []
-        address = (f"--host={self.options.bind}", f"--port={self.number(MLFLOW_PORT)}")
+        address = (f"--host={HOST}", f"--port={self.number(MLFLOW_PORT)}")
         return [program("mlflow"), "server", "--workers=1", *address, *login]
 
     def _database(self) -> str:
@@ -84,23 +86,20 @@ class MLflowServer(Service):
         return found
 
     def _hosts(self) -> list[str]:
-        """What a browser may call this server: its addresses, its host's name and ``$SMOOTH_MLFLOW_HOSTS``."""
+        """What this server may be called: by its addresses, its host's name, ``$SMOOTH_MLFLOW_HOSTS``, and by us."""
         bound = addresses_of_this_machine() if self.options.bind == ANYWHERE else [self.options.bind]
-        names = sorted({*bound, "127.0.0.1", "localhost", socket.gethostname()})
+        names = sorted({*bound, HOST, "localhost", socket.gethostname()})
         more = [host for host in os.environ.get("SMOOTH_MLFLOW_HOSTS", "").split(",") if host]
-        return [*(f"{name}:{self.number(MLFLOW_PORT)}" for name in names), *more]
-
-    def listens_on(self, port: Port) -> str:  # noqa: ARG002
-        """As asked for."""
-        return self.options.bind
+        outside = self.access.ports[MLFLOW_PORT.variable]
+        return [*(f"{name}:{outside}" for name in names), *more, f"{HOST}:{self.number(MLFLOW_PORT)}"]
 
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
         """Whether the server answers, to our login if it demands one."""
-        return http.is_ok(f"{self.url()}/health") and http.is_ok(f"{self.url()}/version", self.access.mlflow_headers())
+        return http.is_ok(f"{self.access.own_url(MLFLOW_PORT)}/version", self.access.mlflow_headers())
 
     def url(self) -> str:
         """The experiments' page."""
-        return self.access.url(MLFLOW_PORT.variable)
+        return self.access.url(MLFLOW_PORT)
 
 
 class PrefectServer(Service):
@@ -117,13 +116,13 @@ class PrefectServer(Service):
 
     def command(self) -> list[str]:
         """The server in the foreground."""
-        address = (f"--host={self.options.bind}", f"--port={self.number(PREFECT_PORT)}")
+        address = (f"--host={HOST}", f"--port={self.number(PREFECT_PORT)}")
         return [program("prefect"), "server", "start", *address]
 
     def environment(self) -> dict[str, str]:
         """With logs streamed to followers (``prefect deployment run --watch``, the demo), for its own pages alone."""
         streams = ("PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED", "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED")
-        pages = [f"http://{host}:{self.number(PREFECT_PORT)}" for host in ("127.0.0.1", "localhost")]
+        pages = [f"http://{host}:{self.access.ports[PREFECT_PORT.variable]}" for host in ("127.0.0.1", "localhost")]
         found = super().environment() | dict.fromkeys(streams, "true")
         found["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(pages)
         # In memory, its default, a restart forgets who holds a place under a concurrency limit, and never frees it.
@@ -136,19 +135,14 @@ class PrefectServer(Service):
             found["PREFECT_SERVER_UI_API_URL"] = "/api"  # by whatever address the browser came
         return found
 
-    def listens_on(self, port: Port) -> str:  # noqa: ARG002
-        """As asked for."""
-        return self.options.bind
-
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
         """Whether the server answers, to our login if it demands one."""
-        return http.is_ok(f"{self.url()}/api/health") and http.is_ok(
-            f"{self.url()}/api/admin/version", self.access.prefect_headers()
-        )
+        own = f"{self.access.own_url(PREFECT_PORT)}/api"
+        return http.is_ok(f"{own}/health") and http.is_ok(f"{own}/admin/version", self.access.prefect_headers())
 
     def url(self) -> str:
         """The flow runs' page."""
-        return self.access.url(PREFECT_PORT.variable)
+        return self.access.url(PREFECT_PORT)
 
 
 class PrefectWorker(Service):
@@ -163,7 +157,7 @@ class PrefectWorker(Service):
 
     def is_healthy(self, record: Record) -> bool:
         """Whether the server has heard of this very worker, not of one before it."""
-        workers = f"{self.access.url(PREFECT_PORT.variable)}/api/work_pools/{POOL}/workers/filter"
+        workers = f"{self.access.own_url(PREFECT_PORT)}/api/work_pools/{POOL}/workers/filter"
         answer = http.request(workers, body={}, headers=self.access.prefect_headers())
         if answer is None or answer[0] != 200:
             return False
@@ -175,5 +169,49 @@ class PrefectWorker(Service):
         )
 
 
+class Guard(Service):
+    """Who listens for MLflow, Prefect and Ray's dashboard in a cluster that is open to others."""
+
+    name = "guard"
+    title = "Guard"
+    ports = GUARDED
+
+    @property
+    def address(self) -> str:
+        """As asked for."""
+        return self.options.bind
+
+    def number(self, port: Port) -> int:
+        """The port by which the service is called."""
+        return self.access.ports[port.variable]
+
+    def command(self) -> list[str]:
+        """With the name of the file that holds the credentials."""
+        pairs = [
+            f"--{name}={self.number(port)}:{self.access.own_number(port)}"
+            for name, port in (("ray", DASHBOARD_PORT), ("mlflow", MLFLOW_PORT), ("prefect", PREFECT_PORT))
+        ]
+        given = (f"--listen={self.address}", f"--credentials={self.layout.credentials}")
+        return [sys.executable, "-m", "infra.local.guard", *given, *pairs]
+
+    def environment(self) -> dict[str, str]:
+        """Without logins: it reads the file."""
+        found = super().environment()
+        return {name: value for name, value in found.items() if name not in (*PREFECT_LOGIN, *MLFLOW_LOGIN)}
+
+    def is_healthy(self, record: Record) -> bool:
+        """Whether it leads where the services are, and knows the credentials as they are now from none."""
+        sent = (self.access.ray_headers(), self.access.mlflow_headers(), self.access.prefect_headers())
+        asked = [(f"{self.access.url(port)}/health", headers) for port, headers in zip(GUARDED, sent, strict=True)]
+        return record.ports == self.recorded_ports() and all(
+            _status(place, {}) == 401 and _status(place, headers) not in (None, 401) for place, headers in asked
+        )
+
+
+def _status(url: str, headers: dict[str, str]) -> int | None:
+    answer = http.request(url, headers=headers)
+    return answer[0] if answer is not None else None
+
+
 SERVICES: tuple[type[Service], ...] = (RayHead, MLflowServer, PrefectServer, PrefectWorker)
-"""Those that every cluster has; :class:`~infra.local.nodes.RayNode` comes beside them."""
+"""Those that every cluster has; :class:`~infra.local.nodes.RayNode` and the guard of an open one come beside them."""

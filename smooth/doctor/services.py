@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
 from smooth import settings
 from smooth.doctor.finding import Finding, error, ok, warning
-from smooth.listening import is_free
+from smooth.listening import LOOPBACK, is_free
 from smooth.settings import Services, home, state
 
 TIMEOUT_SECONDS = 5.0
@@ -47,8 +47,8 @@ def ports() -> list[Finding]:
 
 def _port(port: Port, record: dict[str, str | None]) -> Finding:
     check = f"port of {port.service}"
-    if (address := record.get(port.address)) and (number := _number(address)):
-        if not is_free(number):
+    if (address := record.get(port.address)) and (number := _place(address).port):
+        if not is_free(number, _place(address).hostname or LOOPBACK):
             return ok(check, f"{number}, in use by this cluster")
         return error(check, f"the cluster was at {number}, where nobody listens now", f"start it again: {UP}")
     text = os.environ.get(port.variable) or str(port.default)
@@ -59,8 +59,8 @@ def _port(port: Port, record: dict[str, str | None]) -> Finding:
     return ok(check, f"{text} is free")
 
 
-def _number(address: str) -> int | None:
-    return urlsplit(address if "://" in address else f"//{address}").port
+def _place(address: str) -> SplitResult:
+    return urlsplit(address if "://" in address else f"//{address}")
 
 
 def addresses() -> dict[str, str]:

@@ -145,6 +145,9 @@ def test_a_taken_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found.level, found.found) == ("ok", f"{number}, in use by this cluster")
     found = only(services.ports(), "port of MLflow")  # a reboot leaves the record
     assert (found.level, found.found) == ("error", f"the cluster was at {number}, where nobody listens now")
+    with socket.create_server(("127.0.0.2", 0)) as elsewhere:
+        record(tmp_path / "home", mlflow_uri=f"http://127.0.0.2:{elsewhere.getsockname()[1]}")
+        assert only(services.ports(), "port of MLflow").level == "ok"  # BIND was an address of its own
     monkeypatch.setenv("SMOOTH_PREFECT_PORT", "many")
     assert only(services.ports(), "port of Prefect").level == "error"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,10 +21,11 @@ import pytest
 from infra import credentials
 from infra.local import database, logs, processes
 from infra.local.access import Access
-from infra.local.layout import HOST, PORTS, ClusterError, Layout
+from infra.local.cluster import LocalCluster
+from infra.local.layout import GUARDED, HOST, MLFLOW_PORT, PORTS, ClusterError, Layout
 from infra.local.options import VARIABLES, Options, addresses_of_this_machine
 from infra.local.processes import Identity, Record
-from infra.local.services import SERVICES, MLflowServer, PrefectServer
+from infra.local.services import SERVICES, Guard, MLflowServer, PrefectServer
 from smooth.settings import Services
 
 SECRET = "hidden-and-100%-secret"
@@ -37,7 +40,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def access(tmp_path: Path, options: Options) -> Access:
     (tmp_path / "cluster").mkdir()
-    return Access.make(Layout(tmp_path), options, {port.variable: port.default for port in PORTS})
+    behind = {port.behind: port.default + 20_000 for port in GUARDED}
+    return Access.make(Layout(tmp_path), options, {port.variable: port.default for port in PORTS} | behind)
 
 
 def test_without_variables_all_is_on_loopback_sqlite_and_a_folder() -> None:
@@ -109,11 +113,15 @@ def test_no_service_has_a_secret_in_its_command_and_ray_none_of_prefect(
     monkeypatch.setenv("SMOOTH_DATABASE", URL)
     made = access(tmp_path, Options(bind="0.0.0.0", database=URL))
     secrets = [value for value in made.secrets.values() if len(value) > 1] + [SECRET, "hidden-and-100%25-secret"]
-    for service in SERVICES:
+    secrets.append(base64.b64encode(made.prefect_login.encode()).decode())
+    for service in (*SERVICES, Guard):
         found = service(made)
         assert not [secret for secret in secrets if secret in " ".join(found.command())]
         assert "SMOOTH_DATABASE" not in found.environment()
-        assert (found.environment().get("PREFECT_API_AUTH_STRING") is None) == (found.name == "ray")
+        of_prefect = {"PREFECT_API_AUTH_STRING", "PREFECT_CLIENT_CUSTOM_HEADERS"} & set(found.environment())
+        assert len(of_prefect) == (0 if found.name in ("ray", "guard") else 2)
+    given = " ".join(Guard(made).environment().values())
+    assert not [secret for secret in secrets if secret in given]
     for kind in (MLflowServer, PrefectServer):
         environment = kind(made).environment()
         assert environment.pop("PGPASSWORD") == SECRET
@@ -121,12 +129,43 @@ def test_no_service_has_a_secret_in_its_command_and_ray_none_of_prefect(
     assert "hidden" not in repr(made)
 
 
+def test_an_open_cluster_listens_by_its_guard_alone(tmp_path: Path) -> None:
+    made = access(tmp_path, Options(bind="0.0.0.0"))
+    guard, services = Guard(made), [kind(made) for kind in SERVICES]
+    assert (guard.address, [guard.number(port) for port in guard.ports]) == ("0.0.0.0", [8265, 5000, 4200])
+    assert {service.address for service in services} == {HOST}
+    assert [service.number(port) for service in services for port in service.ports] == [6379, 28265, 25000, 24200]
+    assert not [service for service in services if "0.0.0.0" in " ".join(service.command()).replace("=", " ").split()]
+    assert [service.url() for service in services] == [*(f"http://{HOST}:{port}" for port in (8265, 5000, 4200)), None]
+    assert guard.recorded_ports() == {
+        name: made.ports[name] for port in GUARDED for name in (port.variable, port.behind)
+    }
+    profile = tomllib.loads(made.layout.prefect_profiles.read_text())["profiles"]["cluster"]
+    assert json.loads(profile["PREFECT_CLIENT_CUSTOM_HEADERS"]) == made.prefect_headers()
+    closed = Access.make(made.layout, Options(), made.ports)
+    assert [kind(closed).number(port) for kind in SERVICES for port in kind.ports] == [6379, 8265, 5000, 4200]
+    assert MLflowServer(closed).recorded_ports() == {"SMOOTH_MLFLOW_PORT": 5000}
+
+
+@pytest.mark.parametrize("living", ["guard", "mlflow"])
+def test_the_guard_and_a_service_find_each_other_again(tmp_path: Path, living: str) -> None:
+    """By what the other's record says, when one of them has died and no variable tells."""
+    layout, own = Layout(tmp_path), Identity.of(os.getpid())
+    ports = {MLFLOW_PORT.variable: 5555, MLFLOW_PORT.behind: 25_555}
+    record = Record(main=own, keeper=own, created=0.0, ports=ports)
+    layout.record(living).parent.mkdir(parents=True)
+    layout.record(living).write_text(record.model_dump_json())
+    found = LocalCluster(layout).ports
+    assert {name: found[name] for name in ports} == ports
+    assert len(set(found.values())) == len(PORTS) + len(GUARDED)
+
+
 def test_mlflow_is_called_by_its_own_addresses_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTH_MLFLOW_HOSTS", "mlflow.example:5000")
     environment = MLflowServer(access(tmp_path, Options(bind="0.0.0.0"))).environment()
     hosts = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert {f"{address}:5000" for address in addresses_of_this_machine()} < set(hosts)
-    assert {"localhost:5000", "mlflow.example:5000"} < set(hosts)
+    assert {"localhost:5000", "mlflow.example:5000", f"{HOST}:25000"} < set(hosts)
     assert not [host for host in hosts if "*" in host]
     origins = environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
     assert origins == [f"http://{host}" for host in hosts]
