@@ -1,7 +1,7 @@
 """``python tests/outside.py``: ask what the JSON on standard input lists, print the answers. Runs on another host.
 
 ``{"host", "ports": [..], "http": [[method, port, path, headers]], "grpc": [[port, method, metadata]],
-"websockets": [[url, first message]]}``; each list may be missing.
+"websockets": [[url, first message, headers]]}``; each list may be missing.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ def call(host: str, number: int, method: str, metadata: list[list[str]]) -> str:
     return "OK"
 
 
-def stream(url: str, first: dict[str, Any]) -> str:
-    """What comes after the first message on a Prefect socket."""
+def stream(url: str, first: dict[str, Any], headers: dict[str, str]) -> str:
+    """What comes after the first message on a Prefect socket, or how it was refused."""
     from websockets.exceptions import ConnectionClosed, InvalidStatus
     from websockets.sync.client import connect
 
     try:
-        with connect(url, subprotocols=["prefect"], open_timeout=SECONDS, proxy=None) as socket:  # type: ignore[list-item]
+        with connect(
+            url, additional_headers=headers, subprotocols=["prefect"], open_timeout=SECONDS, proxy=None  # type: ignore[list-item]
+        ) as socket:  # fmt: skip
             socket.send(json.dumps(first))
             return str(socket.recv(timeout=SECONDS))
     except InvalidStatus as error:

@@ -35,21 +35,22 @@ HERE, THERE = (f"10.213.{os.getpid() % 256}.{number}" for number in (1, 2))
 SECONDS = 60  # for an answer where others compute
 PROBE = PROJECT / "tests" / "outside.py"
 
-# Service, what of it listens -> addresses. "asked" is where BIND says; by default that is loopback, too.
+# Service, what of it listens -> addresses. "asked" is where BIND says; by default there is no guard.
 LISTENERS: dict[tuple[str, str], list[str]] = {
     ("ray", "gcs_server"): [HOST],
     ("ray", "raylet"): [HOST] * 2,  # node manager, object manager
     ("ray", "client server"): [HOST],
-    ("ray", "dashboard"): ["asked", HOST],  # pages and job API; its metrics
+    ("ray", "dashboard"): [HOST] * 2,  # pages and job API; its metrics
     ("ray", "autoscaler"): [HOST],  # metrics
     ("ray", "ray::DashboardAgent"): [HOST] * 4,  # HTTP, gRPC, metrics; gRPC as the jobs' own client
     ("ray", "ray::RuntimeEnvAgent"): [HOST],
     ("ray-node-1", "raylet"): [HOST] * 2,
     ("ray-node-1", "ray::DashboardAgent"): [HOST] * 3,
     ("ray-node-1", "ray::RuntimeEnvAgent"): [HOST],
-    ("mlflow", "mlflow"): ["asked"],
-    ("prefect", "prefect server"): ["asked"],
+    ("mlflow", "mlflow"): [HOST],
+    ("prefect", "prefect server"): [HOST],
     ("worker", "prefect worker"): [HOST],
+    ("guard", "guard"): ["asked"] * 3,
 }
 TASK = "task"
 """Drivers and workers of Ray's jobs: a port each, on loopback."""
@@ -65,6 +66,7 @@ ROLES = {  # what the command line tells
     "mlflow": "-m uvicorn",
     "prefect server": "prefect server start",
     "prefect worker": "prefect worker start",
+    "guard": "-m infra.local.guard",
 }
 CALLS = (  # one of each of Ray's gRPC services
     "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
@@ -108,10 +110,10 @@ def listeners(cluster: ScratchCluster) -> list[Listener]:
     return sorted(found)
 
 
-def check_listed(found: list[Listener], asked: str, without: str = "") -> None:
+def check_listed(found: list[Listener], without: str) -> None:
     """Each is in the list, and nothing of the list is missing."""
     listed = Counter(
-        (service, role, asked if address == "asked" else address)
+        (service, role, ANYWHERE if address == "asked" else address)
         for (service, role), addresses in LISTENERS.items()
         for address in addresses
         if service != without
@@ -145,7 +147,12 @@ class Stranger:
 
     def ask(self, **asked: Any) -> dict[str, Any]:
         """What this machine answers him."""
-        return probe(["ip", "netns", "exec", self.name], asked | {"host": HERE})
+        return probe(self.place, asked | {"host": HERE})
+
+    @property
+    def place(self) -> list[str]:
+        """What a command is preceded by to run there."""
+        return ["ip", "netns", "exec", self.name]
 
 
 def probe(before: list[str], asked: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def test_by_default_nobody_outside_reaches_anything(cluster: ScratchCluster, str
     assert cluster.status()["ray-node-1"]["status"] == "healthy"
     with job(cluster):
         found = listeners_with_a_job(cluster)
-        check_listed(found, HOST)
+        check_listed(found, without="guard")
         ports = [item.port for item in found]
         assert set(stranger.ask(ports=ports)["ports"]) == {"ConnectionRefusedError"}
         lasting = [item.port for item in found if item.role != TASK]  # idle workers come and go
@@ -245,27 +252,39 @@ def basic(login: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
 
 
-# What answers without a credential: probes of health, and the pages that ask for it, which hold no data.
-PUBLIC = {
-    "prefect": ["/", "/v2/", "/ui-settings", "/docs", "/redoc", "/openapi.json", "/api/health", "/api/ready"],
-    "mlflow": ["/health", "/static-files/index.html", "/api/3.0/mlflow/server-info"],
-    "ray": ["/", "/favicon.ico", "/api/authentication_mode", "/api/gcs_healthz"],
-}
-GUARDED = {
-    "prefect": [],  # all that its own openapi.json lists
+# What the services themselves show to anybody, and what they guard. Prefect's openapi.json lists the rest of it.
+PATHS = {
+    "prefect": ["/", "/v2/", "/ui-settings", "/docs", "/redoc", "/openapi.json", "/api/health", "/api/ready", "/x"],
     "mlflow": [
-        *("/", "/version", "/graphql", "/signup", "/get-artifact", "/model-versions/get-artifact", "/metrics", "/docs"),
-        *("/api/2.0/mlflow/experiments/search", "/ajax-api/2.0/mlflow/experiments/search", "/openapi.json", "/mcp"),
+        *("/", "/health", "/version", "/static-files/index.html", "/api/3.0/mlflow/server-info", "/favicon.ico", "/x"),
+        *("/graphql", "/signup", "/get-artifact", "/model-versions/get-artifact", "/metrics", "/docs", "/openapi.json"),
+        *(
+            "/api/2.0/mlflow/experiments/search",
+            "/ajax-api/2.0/mlflow/experiments/search",
+            "/mcp",
+            "/ajax-api/3.0/jobs",
+        ),
         *("/api/2.0/mlflow/runs/search", "/api/2.0/mlflow/registered-models/search", "/api/2.0/mlflow/users/create"),
         *("/api/2.0/mlflow-artifacts/artifacts", "/api/2.0/mlflow-artifacts/artifacts/0/x", "/v1/traces", "/gateway/"),
-        *("/api/2.0/mlflow/registered-models/alias?name=smooth-diffusion&alias=production", "/ajax-api/3.0/jobs"),
-        *("/static-files/../version", "/health/../version", "/static-files/%2e%2e/version"),
+        *("/static-files/../version", "/health/../version", "/static-files/%2e%2e/version", "//health"),
     ],
     "ray": [
+        *(
+            "/",
+            "/favicon.ico",
+            "/static/js/main.js",
+            "/api/authentication_mode",
+            "/api/gcs_healthz",
+            "/-/healthz",
+            "/x",
+        ),
         *("/api/jobs/", "/api/version", "/nodes", "/logs", "/api/v0/logs", "/api/v0/actors", "/metrics", "/log_proxy"),
         *("/api/cluster_status", "/api/serve/applications/", "/api/packages/gcs/x", "/timezone", "/api/grafana_health"),
+        *("/api/local_raylet_healthz", "/api/authenticate"),
     ],
 }
+TITLES = {"prefect": "Prefect", "mlflow": "MLflow", "ray": "Ray"}
+METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 
 
 @pytest.fixture(scope="module")
@@ -304,53 +323,135 @@ WRONG = {
 def test_open_to_others_only_three_ports_are_reached(open_cluster: ScratchCluster, stranger: Stranger) -> None:
     with job(open_cluster):
         found = listeners_with_a_job(open_cluster)
-        check_listed(found, ANYWHERE, without="ray-node-1")
+        check_listed(found, without="ray-node-1")
         answers = stranger.ask(ports=[item.port for item in found])["ports"]
     reached = {item.port for item, answer in zip(found, answers, strict=True) if answer == "open"}
     assert reached == set(ports_of(open_cluster).values())
     assert set(answers) == {"open", "ConnectionRefusedError"}
 
 
-def test_open_to_others_nothing_answers_without_its_credential(
+def test_open_to_others_nothing_at_all_answers_without_its_credential(
     open_cluster: ScratchCluster, stranger: Stranger
 ) -> None:
     ports, right = ports_of(open_cluster), logins(open_cluster)
-    every = httpx.get(f"http://{HOST}:{ports['prefect']}/openapi.json", timeout=SECONDS).json()["paths"]
+    listed = httpx.get(f"http://{HOST}:{ports['prefect']}/openapi.json", headers=right["prefect"], timeout=SECONDS)
+    every = [path.replace("{", "").replace("}", "") for path in listed.json()["paths"]]
     assert len(every) > 100
-    listed = {"/api" + path.removeprefix("/api").replace("{", "").replace("}", "") for path in every}
-    guarded = GUARDED | {"prefect": sorted(listed - set(PUBLIC["prefect"]))}
-    paths = [(service, path) for service in guarded for path in guarded[service]]
-    asked = [[method, ports[service], path, {}] for service, path in paths for method in ("GET", "POST")]
-    asked += [["GET", ports[service], path, WRONG[service]] for service, path in paths[::5]]
-    public = [["GET", ports[service], path, {}] for service in PUBLIC for path in PUBLIC[service]]
-    answers = stranger.ask(http=[*asked, *public])["http"]
-    refused, shown = answers[: len(asked)], answers[len(asked) :]
-    for item, (status, text) in zip(asked, refused, strict=True):
-        expected = (401, 403, 404, 405) if ".." in item[2] or "%2e" in item[2] else (401, 403)  # another path, or none
-        assert status in expected, (item[:3], status, text)
-    secrets = credentials.read(open_cluster.layout.credentials).values()
-    for item, (status, text) in zip(public, shown, strict=True):
-        assert status == 200, item
-        assert not [secret for secret in secrets if len(secret) > 1 and secret in text]
+    paths = [(service, path) for service in PATHS for path in PATHS[service]]
+    asked = [[method, ports[service], path, {}] for service, path in paths for method in METHODS]
+    asked += [["GET", ports[service], path, WRONG[service]] for service, path in paths]
+    asked += [[method, ports["prefect"], path, {}] for path in every for method in ("GET", "POST")]
+    asked += [["GET", ports[service], "/", right[other]] for service in right for other in set(right) - {service}]
+    texts = {number: f"{TITLES[service]} wants its credential\n" for service, number in ports.items()}
+    for item, (status, text) in zip(asked, stranger.ask(http=asked)["http"], strict=True):
+        assert (status, text) == (401, "" if item[0] == "HEAD" else texts[item[1]]), item
+    sockets = [f"{HERE}:{ports['prefect']}/api/{name}" for name in ("events/in", "events/out", "logs/out")]
+    sockets.append(f"{HERE}:{ports['ray']}/api/jobs/x/logs/tail")
+    secret = credentials.read(open_cluster.layout.credentials)["SMOOTH_PREFECT_AUTH"]
+    first = {"type": "auth", "token": secret}  # which comes too late
+    unopened = [[f"ws://{url}", first, headers] for url in sockets for headers in ({}, basic("smooth:wrong"))]
+    assert set(stranger.ask(websockets=unopened)["websockets"]) == {"status 401"}
+
+
+def test_open_to_others_all_answers_to_its_credential(open_cluster: ScratchCluster, stranger: Stranger) -> None:
+    ports, right = ports_of(open_cluster), logins(open_cluster)
+    token = credentials.read(open_cluster.layout.credentials)["SMOOTH_RAY_TOKEN"]
+    mlflow, users = ports["mlflow"], f"http://{HOST}:{ports['mlflow']}/api/2.0/mlflow/users/create"
+    ann = {"username": "ann", "password": "ann's own password"}
+    httpx.post(users, headers=right["mlflow"], json=ann, timeout=SECONDS).raise_for_status()
+    own = basic(f"{ann['username']}:{ann['password']}")
     good = [
+        *(["GET", ports[service], path, right[service]] for service in PATHS for path in PATHS[service][:2]),
+        ["GET", ports["prefect"], "/api/health", right["prefect"]],
         ["POST", ports["prefect"], "/api/flow_runs/filter", right["prefect"]],
-        ["POST", ports["mlflow"], "/api/2.0/mlflow/runs/search", right["mlflow"]],
-        ["GET", ports["mlflow"], "/version", right["mlflow"] | {"Origin": f"http://{HERE}:{ports['mlflow']}"}],
+        ["POST", mlflow, "/api/2.0/mlflow/runs/search", right["mlflow"]],
+        ["GET", mlflow, "/version", right["mlflow"] | {"Origin": f"http://{HERE}:{mlflow}"}],
+        ["GET", mlflow, "/api/2.0/mlflow/experiments/search?max_results=5", own],
         ["GET", ports["ray"], "/api/jobs/", right["ray"]],
-        ["GET", ports["mlflow"], "/", right["mlflow"] | {"Host": "elsewhere.example"}],
+        ["GET", ports["ray"], "/api/jobs/", basic(f"anybody:{token}")],
     ]
-    assert [status for status, _ in stranger.ask(http=good)["http"]] == [200, 200, 200, 200, 403]
+    for item, (status, text) in zip(good, stranger.ask(http=good)["http"], strict=True):
+        assert status == 200, (item[:3], status, text)
+    bad = [
+        ["GET", mlflow, "/health", basic("ann:another")],
+        ["GET", mlflow, "/api/2.0/mlflow/users/get?username=admin", own],
+        ["GET", mlflow, "/", right["mlflow"] | {"Host": "elsewhere.example"}],
+        ["POST", ports["ray"], "/api/jobs/", right["ray"] | {"Origin": "http://elsewhere.example"}],
+    ]
+    assert [status for status, _ in stranger.ask(http=bad)["http"]] == [401, 403, 403, 403]
 
 
-def test_open_to_others_sockets_want_the_credential(open_cluster: ScratchCluster, stranger: Stranger) -> None:
-    number = ports_of(open_cluster)["prefect"]
+def test_open_to_others_sockets_still_want_their_first_message(
+    open_cluster: ScratchCluster, stranger: Stranger
+) -> None:
+    number, right = ports_of(open_cluster)["prefect"], logins(open_cluster)["prefect"]
     secret = credentials.read(open_cluster.layout.credentials)["SMOOTH_PREFECT_AUTH"]
     urls = [f"ws://{HERE}:{number}/api/{name}" for name in ("events/in", "events/out", "logs/out")]
     first = [{"type": "auth", "token": None}, {"type": "auth", "token": "smooth:wrong"}, {"type": "filter"}]
-    answers = stranger.ask(websockets=[[url, message] for url in urls for message in first])["websockets"]
+    answers = stranger.ask(websockets=[[url, message, right] for url in urls for message in first])["websockets"]
     assert set(answers) == {"closed 1008"}
-    answers = stranger.ask(websockets=[[url, {"type": "auth", "token": secret}] for url in urls])["websockets"]
+    right_ones = [[url, {"type": "auth", "token": secret}, right] for url in urls]
+    answers = stranger.ask(websockets=right_ones)["websockets"]
     assert {json.loads(answer)["type"] for answer in answers} == {"auth_success"}
+
+
+CLIENTS = """
+import asyncio, hashlib, os, pathlib, sys, mlflow
+from prefect import get_client
+from prefect.events import get_events_subscriber
+from prefect.logging.clients import get_logs_subscriber
+from ray.job_submission import JobSubmissionClient
+
+big = pathlib.Path(sys.argv[1]) / "big.bin"
+big.write_bytes(os.urandom(8 << 20))
+digest = hashlib.sha256(big.read_bytes()).hexdigest()
+mlflow.set_experiment("outside")
+with mlflow.start_run() as run:
+    mlflow.log_artifact(str(big))
+found = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/big.bin", dst_path=sys.argv[1] + "/back")
+assert hashlib.sha256(pathlib.Path(found).read_bytes()).hexdigest() == digest
+
+async def ask():
+    async with get_client() as client:
+        assert len(await client.read_deployments()) > 2
+        await client.read_flow_runs(limit=5)
+    async with get_events_subscriber(), get_logs_subscriber():
+        pass
+
+async def follow():
+    jobs = JobSubmissionClient(os.environ["RAY_API_SERVER_ADDRESS"])
+    job = jobs.submit_job(entrypoint="echo said outside; sleep 1; echo and again")
+    return "".join([text async for text in jobs.tail_job_logs(job)])
+
+asyncio.run(ask())
+text = asyncio.run(follow())
+assert "said outside" in text and "and again" in text, text
+print("all well")
+"""
+
+
+def test_open_to_others_their_clients_work(open_cluster: ScratchCluster, stranger: Stranger, tmp_path: Path) -> None:
+    """As on another machine, with the variables that the README names."""
+    ports, secrets = ports_of(open_cluster), credentials.read(open_cluster.layout.credentials)
+    (tmp_path / "token").write_text(secrets["SMOOTH_RAY_TOKEN"])
+    (tmp_path / "token").chmod(0o600)
+    theirs = {
+        "MLFLOW_TRACKING_URI": f"http://{HERE}:{ports['mlflow']}",
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": secrets["SMOOTH_MLFLOW_PASSWORD"],
+        "PREFECT_API_URL": f"http://{HERE}:{ports['prefect']}/api",
+        "PREFECT_API_AUTH_STRING": secrets["SMOOTH_PREFECT_AUTH"],
+        "PREFECT_CLIENT_CUSTOM_HEADERS": json.dumps(logins(open_cluster)["prefect"]),
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "RAY_API_SERVER_ADDRESS": f"http://{HERE}:{ports['ray']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+    }
+    result = subprocess.run(
+        [*stranger.place, sys.executable, "-c", CLIENTS, str(tmp_path)],
+        cwd=tmp_path, env=open_cluster.environment | theirs, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.stdout.endswith("all well\n"), result.stdout + result.stderr
 
 
 CLIENT = """
@@ -358,6 +459,15 @@ import mlflow
 from smooth import tracking
 mlflow.set_tracking_uri(tracking.tracking_uri())
 print(len(mlflow.search_experiments()), "experiments")
+"""
+
+WATCH = """
+import asyncio
+from prefect.logging.clients import get_logs_subscriber  # as `prefect deployment run --watch` does
+async def watch():
+    async with get_logs_subscriber():
+        print("open")
+asyncio.run(watch())
 """
 
 
@@ -381,6 +491,10 @@ def test_open_to_others_the_same_commands_work_here(open_cluster: ScratchCluster
     for extra, expected in ((profiles, 0), ({"PREFECT_PROFILES_PATH": str(tmp_path / "none.toml")}, 1)):
         result = subprocess.run(prefect, cwd=PROJECT, env=environment | extra, capture_output=True, text=True)
         assert result.returncode == expected, result.stdout + result.stderr
+    watching = subprocess.run(
+        [sys.executable, "-c", WATCH], cwd=PROJECT, env=environment | profiles, capture_output=True, text=True
+    )
+    assert watching.stdout == "open\n", watching.stdout + watching.stderr
     deadline = time.monotonic() + 120
     job = {"status": "PENDING"}
     while job["status"] in ("PENDING", "RUNNING"):
@@ -396,6 +510,8 @@ def test_open_to_others_no_secret_is_anywhere_but_in_its_files(open_cluster: Scr
     for path in (*own, layout.options):
         assert path.stat().st_mode & 0o077 == 0, path
     secrets = [value.encode() for value in credentials.read(layout.credentials).values() if len(value) > 1]
+    sent = [login["Authorization"].partition(" ")[2].encode() for login in logins(open_cluster).values()]
+    secrets += sent
     written = [path for root in (layout.home, layout.ray_folder) for path in root.rglob("*") if path.is_file()]
     assert len(written) > 20
     for path in set(written) - own:
@@ -403,3 +519,16 @@ def test_open_to_others_no_secret_is_anywhere_but_in_its_files(open_cluster: Scr
         assert not [secret for secret in secrets if secret in content], path
     shown = " ".join(word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or [])
     assert not [secret for secret in secrets if secret.decode() in shown]
+
+
+def test_open_to_others_a_dead_guard_is_noticed_and_put_back_alone(open_cluster: ScratchCluster) -> None:
+    before, ports = open_cluster.status(), ports_of(open_cluster)
+    psutil.Process(before["guard"]["pid"]).kill()
+    sick = {name: part["status"] for name, part in open_cluster.status().items() if part["status"] != "healthy"}
+    assert sick == {"guard": "stopped"}
+    result = open_cluster.local("up")
+    assert "started guard in" in result.stdout, result.stdout + result.stderr
+    after = open_cluster.status()
+    assert {part["status"] for part in after.values()} == {"healthy"}
+    assert [name for name in after if after[name]["pid"] != before[name]["pid"]] == ["guard"]
+    assert ports_of(open_cluster) == ports
