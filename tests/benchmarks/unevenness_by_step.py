@@ -2,9 +2,10 @@
 
 For a preset's base and adapters on it: the evaluation's interpolations, and after each DDIM step the mean over prompts
 of the variation coefficient of the distances between neighbouring latents; then that of the pictures, and their ISTD.
+Draws ``--out``.
 Needs finished latents (their captions are the prompts). Not a part of `make bench`; some minutes:
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.unevenness_by_step --lora .smooth/artifacts/train/<fingerprint>
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.unevenness_by_step --lora smooth=.smooth/artifacts/train/<fingerprint>
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from smooth.config import RunConfig
 from smooth.evaluate import frames, istd
@@ -55,24 +57,53 @@ def uneven(pipeline: Any, protocol: Protocol) -> tuple[istd.FloatArray, istd.Smo
     return np.mean(coefficients, axis=0), istd.istd(np.stack(pictures))
 
 
+def named(text: str) -> tuple[str, Path]:
+    """``NAME=FOLDER`` of an adapter."""
+    name, separator, folder = text.partition("=")
+    if not separator or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=FOLDER, a folder that holds the adapter")
+    return name, Path(folder)
+
+
+def draw(curves: dict[tuple[str, float], istd.FloatArray], timesteps: list[int], path: Path) -> None:
+    """A colour for each model, a dash for each guidance scale; time runs to the right, as sampling does."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    names, scales = (list(dict.fromkeys(part)) for part in zip(*curves, strict=True))
+    for (name, scale), curve in curves.items():
+        dash = ("-", "--", ":", "-.")[scales.index(scale) % 4]
+        axes.plot(timesteps, curve, dash, color=f"C{names.index(name)}", label=f"{name}, guidance {scale:g}")
+    axes.invert_xaxis()
+    axes.set(xlabel="timestep", ylabel="variation coefficient of neighbours' distances in latents")
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--lora", type=Path, action="append", default=[], help="folder of an adapter; may be repeated")
+    parser.add_argument(
+        "--lora", type=named, action="append", default=[], metavar="NAME=FOLDER", help="may be repeated"
+    )
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--out", type=Path, default=Path(".github/images/unevenness-by-step.png"))
     given = parser.parse_args()
     config = RunConfig.load(given.preset)
     protocol = Protocol.of(config).first(given.prompts)
-    results = []
-    for lora in (None, *given.lora):
+    results, curves, timesteps = [], {}, list[int]()
+    for name, lora in [("base", None), *given.lora]:
         pipeline: Any = load_pipeline(config.model.base, revision=config.model.revision, lora=lora)
         for scale in given.guidance:
-            latents, pictures = uneven(pipeline, replace(protocol, guidance=scale))
-            results.append(Result(f"{lora or 'base'}, guidance {scale:g}: ISTD", pictures.istd.value, ""))
-            results.append(Result("  variation coefficient", pictures.variation_coefficient.value, ""))
-            times = [*pipeline.scheduler.timesteps.tolist(), 0]
-            results += [Result(f"  of latents at t = {t}", float(v), "") for t, v in zip(times, latents, strict=True)]
+            curves[name, scale], pictures = uneven(pipeline, replace(protocol, guidance=scale))
+            results += [
+                Result(f"{name}, guidance {scale:g}: ISTD", pictures.istd.value, ""),
+                Result("  variation coefficient", pictures.variation_coefficient.value, ""),
+                Result("  the latents'", float(curves[name, scale][-1]), ""),
+            ]
+        timesteps = [*pipeline.scheduler.timesteps.tolist(), 0]
+    draw(curves, timesteps, given.out)
     report("unevenness-by-step", results)
 
 
