@@ -24,11 +24,9 @@ hypothesis.settings.load_profile("smooth")
 
 # Files that need the same service of the session; pytest-xdist's own groups do not work with pytest 9.2.
 SERVICES = {
-    "cluster": (
-        "test_artifact_paths",
-        "test_chain",
+    "cluster": ("test_artifact_paths", "test_chain", "test_faults"),
+    "another cluster": (  # in the suite's other process: together they would outlast all else
         "test_cluster_upkeep",
-        "test_faults",
         "test_local_cluster",
         "test_promotion",
         "test_reach",  # takes the cluster down
@@ -47,12 +45,24 @@ SERVICES = {
 }
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A service's files first: begun last, they keep one process busy for minutes after the other is done."""
+    services = list(SERVICES)
+    items.sort(key=lambda item: services.index(scope) if (scope := _scope(item.nodeid)) in SERVICES else len(services))
+
+
+def _scope(nodeid: str) -> str:
+    """The service that a test needs, else its file."""
+    file = Path(nodeid.partition("::")[0]).stem
+    return next((service for service, files in SERVICES.items() if file in files), file)
+
+
 class ByService(LoadScopeScheduling):
     """A file's tests share a process, and so do the files of one service."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.partition("::")[0]).stem
-        return next((service for service, files in SERVICES.items() if file in files), file)
+        return _scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
