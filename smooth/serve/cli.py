@@ -91,13 +91,14 @@ def _run(settings: Settings, host: str, port: int, metrics_port: int) -> None:
         raise ValueError(f"--port {port} is --metrics-port, too: give them two numbers")
     for address, number in ((host, port), (LOOPBACK, metrics_port)):
         listen(address, number).close()
-    os.environ.update(ENVIRONMENT | OWN_RAY | PATIENT | QUIET)
-    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)})  # of this Ray, known to it alone
+    os.environ.update(ENVIRONMENT | QUIET)
     if not settings.model.startswith(REGISTERED):
         raise ValueError(f"--model {settings.model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
     from smooth import registry, tracking
 
     registry.resolve(settings.model)
+    os.environ.update(OWN_RAY | PATIENT)
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)})  # of this Ray, known to it alone
     os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri()  # the painters work in another folder
     try:
         from smooth.serve.app import run

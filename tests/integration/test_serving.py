@@ -28,7 +28,9 @@ from infra.local.layout import free_ports, program
 from smooth.cli import app
 from smooth.edit import generate, media
 from smooth.edit.model import open_model
+from smooth.serve.cli import QUIET
 from smooth.serve.order import MOST_BODY
+from smooth.studio.server import ENVIRONMENT
 from tests.outside import call
 from tests.served import is_up, mlflow_server, register, running, smooth, until
 
@@ -329,7 +331,8 @@ def test_a_killed_painter_costs_its_requests_a_503(service: Service) -> None:
 
 
 def test_a_model_that_is_not_there_is_told_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for name in (*ENVIRONMENT, *QUIET):
+        monkeypatch.setenv(name, "0")  # what the command sets is unset again at the end
     first, second = free_ports(2)
     ports = [f"--port={first}", f"--metrics-port={second}"]
     result = CliRunner().invoke(app, ["serve", "--model=models:/nobody@nowhere", *ports])
@@ -337,4 +340,5 @@ def test_a_model_that_is_not_there_is_told_at_once(service: Service, monkeypatch
     assert "does not tell what models:/nobody@nowhere is" in result.stderr
     result = CliRunner().invoke(app, ["serve", "--model=builtin:tiny", *ports])
     assert "--model builtin:tiny: give a registered one" in result.stderr
+    assert "RAY_AUTH_TOKEN" not in os.environ  # a command that serves nothing leaves this process's Ray alone
     assert shutil.which("mlflow")
