@@ -74,7 +74,7 @@ def draw(curves: dict[tuple[str, float], istd.FloatArray], timesteps: list[int],
         dash = ("-", "--", ":", "-.")[scales.index(scale) % 4]
         axes.plot(timesteps, curve, dash, color=f"C{names.index(name)}", label=f"{name}, guidance {scale:g}")
     axes.invert_xaxis()
-    axes.set(xlabel="timestep", ylabel="variation coefficient of neighbours' distances in latents")
+    axes.set(xlabel="timestep", ylabel="variation coefficient, latents")
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
