@@ -24,7 +24,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     bind: str = HOST
-    """Address that MLflow, Prefect and Ray's dashboard listen on."""
+    """Address that MLflow, Prefect and Ray's dashboard are reached on; not loopback: by the guard."""
     database: str | None = Field(default=None, repr=False)
     """``postgresql://user:password@host:port/name`` in place of SQLite; a secret."""
     store: str | None = None

@@ -49,8 +49,8 @@ def split(line: str) -> Iterator[list[str]]:
 def readmes() -> list[list[str]]:
     # The parameters of a deployment go over several lines, within quotes.
     texts = [(PROJECT / name).read_text() for name in ("README.md", "infra/README.md")]
-    joined = [re.sub(r"'overrides=\[[^]]*\]'", lambda match: match[0].replace("\n", " "), text) for text in texts]
-    joined = [re.sub(r"'also=\[[^]]*\]'", lambda match: match[0].replace("\n", " "), text) for text in joined]
+    lists = re.compile(r"'(overrides|also)=\[[^']*\]'")
+    joined = [lists.sub(lambda match: match[0].replace("\n", " "), text) for text in texts]
     return [words for text in joined for words in commands(text)]
 
 
