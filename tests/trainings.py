@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch import distributed as dist
 
 from smooth.config import RunConfig
@@ -24,6 +22,7 @@ from smooth.train.optimizer import learning_rate
 from smooth.train.state import TrainState
 from smooth.train.step import TrainingStep
 from tests.numerics.networks import schedule, unet
+from tests.ranks import start
 
 GLOBAL, MICRO = 4, 1
 
@@ -65,10 +64,7 @@ class Trained:
 
 def train(root: Path, latents: Path, plans: list[Plan], ranks: int) -> dict[str, Trained]:
     """Run the plans one after the other on ``ranks`` gloo processes; ``root`` holds their checkpoints."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.start_processes(_rank, (port, ranks, root, latents, plans), nprocs=ranks, start_method="spawn")
+    start(ranks, _train_all, plans, root, latents)
     return {plan.name: _read(root / plan.name) for plan in plans}
 
 
@@ -77,14 +73,9 @@ def _read(folder: Path) -> Trained:
     return Trained(weights=load_file(folder / "weights.safetensors"), **facts)
 
 
-def _rank(rank: int, port: int, ranks: int, root: Path, latents: Path, plans: list[Plan]) -> None:
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()})
-    dist.init_process_group("gloo")
+def _train_all(plans: list[Plan], root: Path, latents: Path) -> None:
     for plan in plans:
         _train(plan, root, latents)
-    dist.destroy_process_group()
 
 
 def _train(plan: Plan, root: Path, latents: Path) -> None:

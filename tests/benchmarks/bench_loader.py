@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import socket
 import statistics
 import tempfile
 import time
@@ -73,7 +71,7 @@ def throughput(folder: str, batch: int) -> float:
         return 2 * WINDOW_ROWS / (time.perf_counter() - started)
 
 
-def _train(rank: int, config: RunConfig, folder: str, port: int, root: str) -> None:
+def _train(config: RunConfig, folder: str, root: str) -> None:
     """One rank of a training, and where it is the only one, the loader's rounds in its pauses."""
     import torch
     from torch import distributed as dist
@@ -81,11 +79,7 @@ def _train(rank: int, config: RunConfig, folder: str, port: int, root: str) -> N
     from smooth.train.job import Place, TrainJob
     from smooth.train.loop import Training
 
-    ranks = config.train.workers
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()})
-    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     steps: list[Mapping[str, float]] = []
     rates: list[float] = []
 
@@ -101,20 +95,16 @@ def _train(rank: int, config: RunConfig, folder: str, port: int, root: str) -> N
         Training(TrainJob(config, resolve_model(config.model.base), folder, root), place).run(None)
     if rank == 0:
         Path(root, "measured.json").write_text(json.dumps({"steps": steps, "rates": rates}))
-    dist.destroy_process_group()
 
 
 def train(folder: str, preset: str, workers: int, rounds: int, steps: int) -> tuple[float, float, list[float]]:
     """Samples/s of a training (median of its steps), its share of time without data, and the loader's rates."""
-    from torch.multiprocessing.spawn import start_processes
+    from tests.ranks import start
 
     overrides = [f"train.workers={workers}", f"train.steps={rounds * steps}", f"train.checkpoint_every={steps}"]
     config = RunConfig.load(preset, [*overrides, "train.validate_every=1000000", "train.max_failures=0"])
-    with socket.socket() as probe, tempfile.TemporaryDirectory() as root:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        start_processes(_train, (config, folder, port, root), nprocs=workers, start_method="spawn")
+    with tempfile.TemporaryDirectory() as root:
+        start(workers, _train, config, folder, root)
         measured = json.loads(Path(root, "measured.json").read_text())
     speeds = [step["samples_per_second"] for step in measured["steps"]]
     seconds = sum(config.train.global_batch_size / speed for speed in speeds)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch import distributed as dist
 
 from smooth.config import TrainConfig, VariationConfig
-from smooth.diffusion.variation import StepwiseVariation
+from smooth.diffusion.variation import StepwiseVariation, global_mean
 from smooth.models import lora
 from smooth.train.engine import start_engine
 from tests.numerics.networks import Draws, adapted, caller, flat, loss_of, relative, schedule, unet
+from tests.ranks import start
 
 RANKS = 2
 SAMPLES = 4
@@ -78,33 +79,42 @@ def _gradient(stage: int, estimator: str) -> Tensor:
     return flat(safe_get_full_grad(parameter) for parameter in engine.parameters.values())
 
 
-def _rank(rank: int, port: int, folder: str, cases: list[tuple[str, str]], ranks: int) -> None:
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()})
+def _rank(folder: Path, cases: list[tuple[str, str]]) -> None:
     # The engine's adapter would start as the identity, where half of the gradient is 0.
     lora.add_lora = lambda network, *_: [p for p in adapted(network).parameters() if p.requires_grad]
-    dist.init_process_group("gloo")
     for wrapper, estimator in cases:
         gradient = _gradient(WRAPPERS.index(wrapper), estimator)
-        if rank == 0:
-            torch.save(gradient, Path(folder, f"{wrapper}-{estimator}"))
-    dist.destroy_process_group()
+        if dist.get_rank() == 0:
+            torch.save(gradient, folder / f"{wrapper}-{estimator}")
+    _follow_target(folder)
 
 
-def _run(folder: Path, cases: list[tuple[str, str]], ranks: int) -> dict[tuple[str, str], Tensor]:
-    """The gradient of ``ranks`` gloo processes in each case."""
-    folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.start_processes(_rank, (port, str(folder), cases, ranks), nprocs=ranks, start_method="spawn")
-    return {case: torch.load(folder / "-".join(case), weights_only=True) for case in cases}
+def _follow_target(folder: Path) -> None:
+    """The regularizer's target after two batches, of which the ranks have unequal shares."""
+    variation = StepwiseVariation(VariationConfig(target_decay=0.5))
+    norms = torch.tensor([[1.0, 2.0, 6.0], [11.0]][dist.get_rank()])
+    variation.start(global_mean(norms[:, None]))
+    timesteps = torch.zeros(len(norms), dtype=torch.int64)
+    variation.update(global_mean(variation.errors(2 * norms, timesteps)))
+    (folder / f"targets-{dist.get_rank()}").write_text(json.dumps(variation.targets))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What gloo processes found."""
+
+    gradients: dict[tuple[str, str], Tensor]
+    targets: list[list[float]]  # of each rank
+
+
+def _run(folder: Path, cases: list[tuple[str, str]], ranks: int) -> Ran:
+    start(ranks, _rank, folder, cases)
+    gradients = {case: torch.load(folder / "-".join(case), weights_only=True) for case in cases}
+    return Ran(gradients, [json.loads((folder / f"targets-{rank}").read_text()) for rank in range(ranks)])
 
 
 # A difference divides the rounding of the forward pass, which depends on the batch's shape, by its step.
 TOLERANCES = {"double_backward": 1e-5, "central_difference": 1e-3, "one_sided_difference": 5e-3}
-Gradients = dict[tuple[str, str], Tensor]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,28 +127,30 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
-    return _run(tmp_path_factory.mktemp("ranks") / "two", CASES, RANKS)
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return _run(tmp_path_factory.mktemp("two-ranks"), CASES, RANKS)
 
 
 @pytest.fixture(scope="module")
-def accumulated(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
+def accumulated(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """One rank, which takes the two micro-batches one after another."""
-    return _run(tmp_path_factory.mktemp("rank") / "one", CASES, 1)
+    return _run(tmp_path_factory.mktemp("one-rank"), CASES, 1)
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_two_ranks_give_the_gradient_of_one(
-    two_ranks: Gradients, accumulated: Gradients, case: tuple[str, str]
-) -> None:
-    assert relative(two_ranks[case], accumulated[case]) <= 1e-5
+def test_two_ranks_give_the_gradient_of_one(two_ranks: Ran, accumulated: Ran, case: tuple[str, str]) -> None:
+    assert relative(two_ranks.gradients[case], accumulated.gradients[case]) <= 1e-5
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_the_gradient_is_that_of_plain_autograd(two_ranks: Gradients, case: tuple[str, str]) -> None:
+def test_the_gradient_is_that_of_plain_autograd(two_ranks: Ran, case: tuple[str, str]) -> None:
     # ZeRO-3 has a linear layer of its own, which rounds otherwise.
     tolerance = TOLERANCES[case[1]] if case[0] == "zero-3" else 1e-5
-    assert relative(two_ranks[case], _plain_gradient(case[1], _parts())) <= tolerance
+    assert relative(two_ranks.gradients[case], _plain_gradient(case[1], _parts())) <= tolerance
+
+
+def test_ranks_with_unequal_shares_of_a_batch_follow_the_target_of_one_process(two_ranks: Ran) -> None:
+    assert two_ranks.targets == [[7.5], [7.5]]  # a mean of 5 at first, then half of the way to 10
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

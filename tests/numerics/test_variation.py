@@ -1,14 +1,10 @@
-"""The regularizer against independent references: a closed form, finite differences, one process against two."""
-
-import socket
-from pathlib import Path
+"""The regularizer against independent references: a closed form, finite differences."""
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, multiprocessing, nn
-from torch import distributed as dist
+from torch import Tensor, nn
 
 from smooth.config import VariationConfig
 from smooth.diffusion.estimators import denoise_from, double_backward
@@ -166,25 +162,3 @@ def test_a_target_of_several_knots_is_interpolated_and_follows_each_timestep() -
     paper = StepwiseVariation(VariationConfig())
     paper.start([float(norms.mean())])
     assert float(paper.penalty(norms, timesteps).mean()) == pytest.approx(float(norms.var()), rel=1e-2)
-
-
-def _rank_target(rank: int, port: int, norms: list[list[float]], folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    variation = StepwiseVariation(VariationConfig(target_decay=0.5))
-    for scale in (1.0, 2.0):
-        values = scale * torch.tensor(norms[rank])
-        if variation.targets is None:
-            variation.start(global_mean(values[:, None]))
-        else:
-            variation.update(global_mean(variation.errors(values, torch.zeros(len(values), dtype=torch.int64))))
-    Path(folder, str(rank)).write_text(repr(variation.targets[0] if variation.targets else None))
-    dist.destroy_process_group()
-
-
-def test_target_over_two_ranks_with_unequal_shares_equals_one_process(tmp_path: Path) -> None:
-    norms = [[1.0, 2.0, 6.0], [11.0]]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.start_processes(_rank_target, (port, norms, str(tmp_path)), nprocs=2, start_method="fork")
-    assert [float((tmp_path / rank).read_text()) for rank in "01"] == [7.5, 7.5]
