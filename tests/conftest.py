@@ -77,6 +77,14 @@ def tiny_base() -> str:
 
 
 @pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base whose UNet is next to nothing, where it is not the pictures that are looked at."""
+    from tests import small
+
+    return small.write_pipeline(tmp_path_factory.mktemp("small") / "base")
+
+
+@pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of two CPUs in this session, joined by `smooth.cluster.connect`."""
     import ray

@@ -17,8 +17,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SLICE = [
     "ingest.demo_web.pictures=48", "ingest.demo_web.fault_share=0.25", "ingest.shard_size=32", "ingest.timeout_s=2",
     "train.steps=2", "train.global_batch_size=4", "train.micro_batch_size=2", "train.validate_every=2",
-    "train.checkpoint_every=2", "evaluate.prompts=2", "evaluate.frames=3", "evaluate.pictures=8", "evaluate.steps=2",
-    "evaluate.strips=1", "evaluate.reconstructions=2", "evaluate.actors=1",
+    "train.checkpoint_every=2", "train.istd_every=null", "evaluate.prompts=2", "evaluate.frames=3",
+    "evaluate.pictures=8", "evaluate.steps=2", "evaluate.strips=1", "evaluate.reconstructions=2", "evaluate.actors=1",
 ]  # fmt: skip
 
 

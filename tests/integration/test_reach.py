@@ -228,8 +228,10 @@ def check_ray_wants_its_token(cluster: ScratchCluster, found: list[Listener]) ->
     open_pages, tasks = [], 0
     for item in ray:
         of_port = [codes[item.port, method] for method in CALLS]
+        if item.role == TASK:  # an idle one may end between two questions
+            of_port = [triple for triple in of_port if "UNAVAILABLE" not in triple]
         served = [triple for triple in of_port if set(triple) != {"UNIMPLEMENTED"}]
-        if {code for triple in of_port for code in triple} == {"UNAVAILABLE"}:  # it speaks HTTP, or has ended
+        if {code for triple in of_port for code in triple} <= {"UNAVAILABLE"}:  # it speaks HTTP, or has ended
             if item.role == TASK:
                 assert set(statuses[item.port]) == {0}
             elif 200 in statuses[item.port]:
@@ -237,8 +239,8 @@ def check_ray_wants_its_token(cluster: ScratchCluster, found: list[Listener]) ->
             else:
                 assert set(statuses[item.port]) <= {401, 403, 404}, (item, statuses[item.port])
             continue
-        assert served, item
-        tasks += item.role == TASK
+        assert served or item.role == TASK, item
+        tasks += bool(served) and item.role == TASK
         for without, mistaken, right in served:
             assert (without, mistaken) == ("UNAUTHENTICATED", "UNAUTHENTICATED"), item
             assert right != "UNAUTHENTICATED", item

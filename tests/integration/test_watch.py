@@ -26,16 +26,16 @@ class Log(list[tuple[dict[str, float], int]]):
         self.append((dict(metrics), step))
 
 
-def watch(tiny_base: str, folder: Path, log: Log, *overrides: str) -> IstdWatch:
+def watch(small_base: str, folder: Path, log: Log, *overrides: str) -> IstdWatch:
     config = RunConfig.load("tiny", list(overrides))
-    return IstdWatch(TrainJob(config, resolve_model(tiny_base), "", str(folder)), replace(PROTOCOL, frames=3), log)
+    return IstdWatch(TrainJob(config, resolve_model(small_base), "", str(folder)), replace(PROTOCOL, frames=3), log)
 
 
 def test_what_comes_too_early_is_skipped_and_what_comes_too_late_is_given_up(
-    tiny_base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    small_base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = Log()
-    starved = watch(tiny_base, tmp_path, log, "train.istd_gpus=1")  # there is none: it waits for ever
+    starved = watch(small_base, tmp_path, log, "train.istd_gpus=1")  # there is none: it waits for ever
     starved.take(WEIGHTS, 10)
     starved.take(WEIGHTS, 20)
     starved.take(WEIGHTS, 30)
@@ -45,9 +45,9 @@ def test_what_comes_too_early_is_skipped_and_what_comes_too_late_is_given_up(
     assert "no ISTD estimate at step 10: it took more than 0.1 s" in caplog.text
 
 
-def test_a_dead_actor_is_said(tiny_base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dead_actor_is_said(small_base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = Log()
-    dead = watch(tiny_base, tmp_path, log)
+    dead = watch(small_base, tmp_path, log)
     ray.kill(dead._actor)
     for step in (10, 20):
         dead.take(WEIGHTS, step)

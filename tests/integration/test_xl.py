@@ -49,6 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
         "train.workers": 1,
         "train.caption_dropout": 0.3,
         "train.max_failures": 0,
+        "train.istd_every": "null",
         "evaluate.prompts": 1,
         "evaluate.frames": 3,
         "evaluate.pictures": 4,
