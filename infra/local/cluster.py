@@ -18,7 +18,7 @@ import psutil
 from infra.local import deployments, processes
 from infra.local.access import Access
 from infra.local.deployments import DEPLOYMENT
-from infra.local.layout import GUARDED, PORTS, PROJECT, ClusterError, Layout, quiet_ports, write_private
+from infra.local.layout import GUARDED, PORTS, PROJECT, ClusterError, Layout, free_ports, write_private
 from infra.local.nodes import RayNode
 from infra.local.options import Options
 from infra.local.services import SERVICES, Guard, PrefectServer, PrefectWorker, RayHead, Service
@@ -71,7 +71,7 @@ class LocalCluster:
         for record in self._records.values():
             running |= record.ports if record is not None and record.process() else {}
         outer = {port.variable: running.get(port.variable) or port.number for port in PORTS}
-        free = quiet_ports(len(GUARDED))
+        free = free_ports(len(GUARDED))
         return outer | {port.behind: running.get(port.behind) or free.pop() for port in GUARDED}
 
     def health(self) -> list[Health]:

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import random
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,16 +141,10 @@ def program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def quiet_ports(count: int) -> list[int]:
-    """Free ports that the system gives to nobody who asks for any, so that they stay free until they are used."""
-    return list(itertools.islice((port for port in random.sample(range(20_000, 32_768), 1000) if is_free(port)), count))
-
-
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; somebody may before they are used."""
-    probes = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Free ports that the system gives to nobody who asks for any, so that they stay free until they are used.
+
+    Linux gives those from 32768 on, and Ray takes its workers' from 10002 to 19999.
+    """
+    drawn = random.SystemRandom().sample(range(20_000, 32_768), 1000)  # whatever seed others set in this process
+    return list(itertools.islice((port for port in drawn if is_free(port)), count))

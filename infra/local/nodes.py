@@ -14,7 +14,7 @@ from typing import Any
 
 from infra.local import http
 from infra.local.access import PREFECT_LOGIN, RAY_HOST, Access
-from infra.local.layout import DASHBOARD_PORT, HOST, RAY_PORT, ClusterError, program, quiet_ports, write_private
+from infra.local.layout import DASHBOARD_PORT, HOST, RAY_PORT, ClusterError, free_ports, program, write_private
 from infra.local.processes import Record
 from infra.local.service import Service
 
@@ -71,7 +71,7 @@ class RayHead(_Node):
             f"--dashboard-port={self.number(DASHBOARD_PORT)}",
             f"--num-cpus={max(2, os.cpu_count() or 1)}",
             f"--temp-dir={self.layout.ray_folder}",
-            f"--ray-client-server-port={quiet_ports(1)[0]}",
+            f"--ray-client-server-port={free_ports(1)[0]}",
             *INNER,
         ]
 
