@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,9 @@ from xdist.scheduler import LoadScopeScheduling
 # Before anything loads OpenMP, for the processes of the tests, too: threads that spin while they wait take the cores
 # from whatever the other process of the suite is doing.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Ray gives its own server 30 s to start, too few where others compute.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "240")
 
 # A shared machine may stall at any example; slow code is the benchmarks' business.
 hypothesis.settings.register_profile("smooth", deadline=None)
@@ -89,8 +93,12 @@ def ray_local() -> Iterator[None]:
     """A Ray of two CPUs in this session, joined by `smooth.cluster.connect`."""
     import ray
 
+    start = partial(ray.init, address="local", num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
     # Not under pytest's tmp_path: the sockets' paths would be too long.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level=logging.WARNING)
+        try:
+            start(_temp_dir=f"{folder}/1")
+        except Exception:  # noqa: BLE001 - what Ray raises where its node is not up in 30 s: others compute
+            start(_temp_dir=f"{folder}/2")
         yield
         ray.shutdown()

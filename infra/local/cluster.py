@@ -26,7 +26,7 @@ from smooth.listening import is_free
 
 __all__ = ["DEPLOYMENT", "Health", "LocalCluster", "changing"]
 
-START_SECONDS = 180.0
+START_SECONDS = 600.0  # a bound against waiting for ever: what ends by itself is told of at once
 LOG_LINES = 15
 
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 30.0  # who is well may be slow where others compute; who is not there is known at once
 
 
 def request(url: str, *, headers: dict[str, str] | None = None, body: Any = None) -> tuple[int, bytes] | None:

@@ -76,8 +76,9 @@ class RayHead(_Node):
         ]
 
     def environment(self) -> dict[str, str]:
-        """With the two ports that are no options."""
-        return super().environment() | {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0", ONE_MACHINE: "0"}
+        """With the two ports that are no options, and more than Ray's 20 s for its own server."""
+        ports = {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0"}
+        return super().environment() | ports | {ONE_MACHINE: "0", "RAY_gcs_server_port_wait_time_s": "240"}
 
     def is_healthy(self, record: Record) -> bool:  # noqa: ARG002
         """Whether its own node is there: the job API answers long before."""

@@ -11,7 +11,7 @@ import httpx
 from smooth.doctor import services
 from smooth.doctor.finding import Finding, error, ok, warning
 
-TIMEOUT_SECONDS = 3.0
+TIMEOUT_SECONDS = 15.0
 SLIGHT_SECONDS = 30.0
 WRONG_SECONDS = 300.0  # certificates that were just made are refused; S3 refuses signatures from 900 on
 MEND = "set the clock: timedatectl set-ntp true (in a container or virtual machine, the host's)"

@@ -14,7 +14,7 @@ from smooth.doctor.finding import Finding, error, ok, warning
 from smooth.listening import LOOPBACK, is_free
 from smooth.settings import Services, home, state
 
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 30.0  # who is well may be slow where others compute; who is not there is known at once
 UP = "make cluster-up"
 OTHERS = 0o077
 SECRET = ("token", "secret", "credential", "password", "auth", ".env", "options", "profiles")  # in a file's name

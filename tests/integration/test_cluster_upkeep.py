@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -38,8 +39,9 @@ def test_a_backup_holds_what_the_cluster_keeps(cluster: ScratchCluster, tmp_path
 
 def test_a_service_that_is_gone_is_told(cluster: ScratchCluster) -> None:
     server = psutil.Process(cluster.status()["mlflow"]["pid"])
-    for process in (*server.children(recursive=True), server):  # a worker alone would go on answering
-        process.kill()
+    for process in (server, *server.children(recursive=True)):  # a worker alone would go on answering
+        with suppress(psutil.NoSuchProcess):  # it ended with its parent
+            process.kill()
     assert findings(cluster)["MLflow"]["level"] == "error"
     assert cluster.local("up").returncode == 0
     assert findings(cluster)["MLflow"]["level"] == "ok"

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,15 @@ def test_another_data_set_of_the_same_shards_copies_their_parts(
 
 def _kill_an_actor(folder: Path, known: set[str], killed: list[int]) -> None:
     """Kill the first actor that begins to write a part."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         if any(path.name.endswith(store.PARTIAL) and path.name not in known for path in folder.glob("part-*")):
             for process in psutil.Process().children(recursive=True):
-                if "MapBatches(Worker)" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    return
+                with suppress(psutil.NoSuchProcess):  # another that ended meanwhile
+                    if "MapBatches(Worker)" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
         time.sleep(0.002)
 
 

@@ -322,8 +322,11 @@ def test_a_killed_painter_costs_its_requests_a_503(service: Service) -> None:
         if process.name().startswith("ray::ServeRepli") and "Painter" in " ".join(process.cmdline())
     ]
     with httpx.Client(timeout=120) as client, ThreadPoolExecutor(1) as pool:
+        before = painter.cpu_times().user
         answer = pool.submit(service.post, client, steps=50)
-        time.sleep(0.3)
+        while painter.cpu_times().user < before + 0.2:  # until it paints
+            assert not answer.done(), answer.result().text
+            time.sleep(0.02)
         painter.kill()
         assert answer.result().status_code == 503
     assert int(answer.result().headers["retry-after"]) >= 1
