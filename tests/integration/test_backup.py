@@ -151,7 +151,7 @@ def logging(client: MlflowClient, run_id: str) -> Iterator[None]:
     thread = threading.Thread(target=log)
     thread.start()
     try:
-        assert begun.wait(60)
+        assert begun.wait(600)
         yield
     finally:
         end.set()

@@ -53,7 +53,7 @@ def test_a_file_that_is_not_whole_is_not_there(disk: Path) -> None:
 
 
 def test_ingest_and_latents_name_the_disk_and_end_when_there_is_space(disk: Path, tmp_path: Path) -> None:
-    with undisturbed.listed(tmp_path, timeout_s=3) as overrides:
+    with undisturbed.listed(tmp_path, timeout_s=2) as overrides:
         config = undisturbed.config_of(disk, overrides)
         for stage in ("ingest", "latents"):
             filler = fill(disk, but=64 << 10)

@@ -111,7 +111,7 @@ def outcome(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Outcom
         overrides = [
             f"storage.root={folder}", "ingest.demo_web=null", f"ingest.url_list={listed}", "ingest.min_aesthetic=null",
             "ingest.max_punsafe=null", "ingest.max_pwatermark=null", "ingest.min_similarity=null", "ingest.min_size=16",
-            "ingest.timeout_s=2", "ingest.deadline_s=3", "ingest.max_bytes=2000000", "ingest.retries=1",
+            "ingest.timeout_s=8", "ingest.deadline_s=8", "ingest.max_bytes=2000000", "ingest.retries=1",
             "ingest.shard_size=200",
         ]  # fmt: skip
         config = RunConfig.load("tiny", overrides)

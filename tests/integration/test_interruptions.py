@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    with undisturbed.listed(tmp_path_factory.mktemp("list"), timeout_s=3) as overrides:
+    with undisturbed.listed(tmp_path_factory.mktemp("list"), timeout_s=2) as overrides:
         yield overrides
 
 
@@ -48,7 +48,7 @@ def once_a_shard_is_begun(config: RunConfig, strike: Callable[[], None]) -> thre
 
 
 def nobody_downloads() -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while undisturbed.downloading() and time.monotonic() < deadline:
         time.sleep(0.1)
     return not undisturbed.downloading()

@@ -110,15 +110,24 @@ def listeners(cluster: ScratchCluster) -> list[Listener]:
     return sorted(found)
 
 
-def check_listed(found: list[Listener], without: str) -> None:
-    """Each is in the list, and nothing of the list is missing."""
-    listed = Counter(
+def listed(without: str) -> Counter[tuple[str, str, str]]:
+    """The list as it is for a cluster that has not the service ``without``."""
+    return Counter(
         (service, role, ANYWHERE if address == "asked" else address)
         for (service, role), addresses in LISTENERS.items()
         for address in addresses
         if service != without
     )
-    assert Counter((item.service, item.role, item.address) for item in found if item.role != TASK) == listed
+
+
+def lasting(found: list[Listener]) -> Counter[tuple[str, str, str]]:
+    """What goes on listening whatever runs on the cluster."""
+    return Counter((item.service, item.role, item.address) for item in found if item.role != TASK)
+
+
+def check_listed(found: list[Listener], without: str) -> None:
+    """Each is in the list, and nothing of the list is missing."""
+    assert lasting(found) == listed(without)
     assert {item.address for item in found if item.role == TASK} <= {HOST}
 
 
@@ -187,21 +196,21 @@ def test_by_default_nobody_outside_reaches_anything(cluster: ScratchCluster, str
     assert up.returncode == 0, up.stdout + up.stderr
     assert cluster.status()["ray-node-1"]["status"] == "healthy"
     with job(cluster):
-        found = listeners_with_a_job(cluster)
+        found = listeners_with_a_job(cluster, without="guard")
         check_listed(found, without="guard")
         ports = [item.port for item in found]
         assert set(stranger.ask(ports=ports)["ports"]) == {"ConnectionRefusedError"}
-        lasting = [item.port for item in found if item.role != TASK]  # idle workers come and go
-        assert set(probe([], {"host": HOST, "ports": lasting})["ports"]) == {"open"}
+        ports = [item.port for item in found if item.role != TASK]  # idle workers come and go
+        assert set(probe([], {"host": HOST, "ports": ports})["ports"]) == {"open"}
         check_ray_wants_its_token(cluster, found)
 
 
-def listeners_with_a_job(cluster: ScratchCluster) -> list[Listener]:
-    """The same, once the job has its supervisor, its driver and the worker that sleeps."""
-    deadline = time.monotonic() + 120
+def listeners_with_a_job(cluster: ScratchCluster, without: str) -> list[Listener]:
+    """The same, once the job has its supervisor, its driver and the worker that sleeps, and all agents listen."""
+    begun = time.monotonic()
     found = listeners(cluster)
-    while Counter(item.role for item in found)[TASK] < 3:
-        assert time.monotonic() < deadline, found
+    while Counter(item.role for item in found)[TASK] < 3 or not listed(without) <= lasting(found):
+        assert time.monotonic() < begun + 600, found
         time.sleep(0.5)
         found = listeners(cluster)
     return found
@@ -324,7 +333,7 @@ WRONG = {
 
 def test_open_to_others_only_three_ports_are_reached(open_cluster: ScratchCluster, stranger: Stranger) -> None:
     with job(open_cluster):
-        found = listeners_with_a_job(open_cluster)
+        found = listeners_with_a_job(open_cluster, without="ray-node-1")
         check_listed(found, without="ray-node-1")
         answers = stranger.ask(ports=[item.port for item in found])["ports"]
     reached = {item.port for item, answer in zip(found, answers, strict=True) if answer == "open"}
@@ -497,7 +506,7 @@ def test_open_to_others_the_same_commands_work_here(open_cluster: ScratchCluster
         [sys.executable, "-c", WATCH], cwd=PROJECT, env=environment | profiles, capture_output=True, text=True
     )
     assert watching.stdout == "open\n", watching.stdout + watching.stderr
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     job = {"status": "PENDING"}
     while job["status"] in ("PENDING", "RUNNING"):
         assert time.monotonic() < deadline, job
@@ -517,7 +526,10 @@ def test_open_to_others_no_secret_is_anywhere_but_in_its_files(open_cluster: Scr
     written = [path for root in (layout.home, layout.ray_folder) for path in root.rglob("*") if path.is_file()]
     assert len(written) > 20
     for path in set(written) - own:
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # what runs put it away meanwhile
+            continue
         assert not [secret for secret in secrets if secret in content], path
     shown = " ".join(word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or [])
     assert not [secret for secret in secrets if secret.decode() in shown]

@@ -53,14 +53,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: MoodyWeb
 
     def do_GET(self) -> None:
-        with self.server.counted():
+        with self.server.counted():  # left before the answer: who has it may ask again before this thread goes on
             time.sleep(0.02)
-            status = self.server.moods.get(int(self.path.strip("/")), 200)
-            body = PICTURE if status == 200 else b"no"
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+        status = self.server.moods.get(int(self.path.strip("/")), 200)
+        body = PICTURE if status == 200 else b"no"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
@@ -83,7 +83,7 @@ def overrides(moody: MoodyWeb, tmp_path_factory: pytest.TempPathFactory) -> list
     return [
         f"storage.root={root}", "ingest.demo_web=null", f"ingest.url_list={root}/list.parquet", "ingest.min_size=0",
         *free, f'ingest.allowed_hosts=["127.0.0.1:{moody.server_port}"]', "ingest.retries=0", "ingest.shard_size=5",
-        "ingest.connections_per_host=2",
+        "ingest.connections_per_host=2", "ingest.timeout_s=60",
     ]  # fmt: skip
 
 

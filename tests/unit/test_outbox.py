@@ -76,7 +76,7 @@ def test_none_is_lost_while_the_server_is_away(
     assert 1 <= len(kept(tmp_path)) <= 4  # not all is held in memory
     begun = time.monotonic()
     assert box.flush(0.2) > 0
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 25
     server.there.set()
     assert box.flush(30) == 0
     assert sorted(note["number"] for note in server.taken) == list(range(200))

@@ -85,7 +85,7 @@ def test_a_hanging_request_outlasts_the_client_and_ends_with_the_server():
         with pytest.raises(TimeoutError):
             get(url_of(running, "timeout"), timeout=0.3)
         before = time.monotonic()
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 30
 
 
 @pytest.mark.parametrize("path", ["/", "/picture/nonsense", "/picture/1F600-64.exe", "/picture/FFFF-64.png", "/a/b/c"])
