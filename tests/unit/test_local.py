@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -22,10 +23,11 @@ from infra import credentials
 from infra.local import database, logs, processes
 from infra.local.access import Access
 from infra.local.cluster import LocalCluster
-from infra.local.layout import GUARDED, HOST, MLFLOW_PORT, PORTS, ClusterError, Layout
+from infra.local.layout import GUARDED, HOST, MLFLOW_PORT, PORTS, ClusterError, Layout, free_ports
 from infra.local.options import VARIABLES, Options, addresses_of_this_machine
 from infra.local.processes import Identity, Record
 from infra.local.services import SERVICES, Guard, MLflowServer, PrefectServer
+from smooth.listening import is_free
 from smooth.settings import Services
 
 SECRET = "hidden-and-100%-secret"
@@ -105,6 +107,16 @@ def test_what_runs_keeps_its_options_until_it_is_down(tmp_path: Path, monkeypatc
 
 def test_the_addresses_of_this_machine_hold_loopback() -> None:
     assert HOST in addresses_of_this_machine()
+
+
+def test_ports_told_ahead_are_the_same_for_nobody_who_sets_the_same_seed() -> None:
+    drawn = []
+    for _ in range(2):
+        random.seed(0)
+        drawn.append(free_ports(20))
+    assert drawn[0] != drawn[1]
+    assert {len(set(ports)) for ports in drawn} == {20}
+    assert all(20_000 <= port < 32_768 and is_free(port) for port in drawn[0])
 
 
 def test_no_service_has_a_secret_in_its_command_and_ray_none_of_prefect(
