@@ -57,7 +57,7 @@ class TextToImage:
             unet: Any = UNet2DConditionModel
             pipeline.unet = unet.from_pretrained(self._adapter / "unet", dtype=dtype, use_safetensors=True)
         else:
-            pipeline.load_lora_weights(str(self._adapter))
+            pipeline.load_lora_weights(str(self._adapter), use_safetensors=True)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 

@@ -100,8 +100,9 @@ def open_model(
     is_lora = trained_files(subject.trained) == [WEIGHTS_NAME]
     try:
         switch = trained.attach(pipeline, subject.trained)
-    # A file that is no safetensors, tensors of other names, and those of other shapes.
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{name} can't be read: {error}; its file is broken or cut short: get it again") from error
+    except (ValueError, RuntimeError) as error:  # tensors of other names, and those of other shapes
         raise ModelError(
             f"{name} does not fit its base {subject.base}: {error}; give the pipeline it is for"
         ) from error

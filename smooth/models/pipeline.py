@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from smooth.config import resolve_model
@@ -49,7 +50,10 @@ def load_pipeline(
     if lora is not None:
         if not Path(lora).exists():
             raise ModelError(f"no LoRA weights at {lora}")
-        pipeline.load_lora_weights(str(lora))
+        try:
+            pipeline.load_lora_weights(str(lora), use_safetensors=True)
+        except SafetensorError as error:
+            raise ModelError(f"{lora} can't be read: {error}; it is broken or cut short: get it again") from error
     for name in ("unet", "vae", *text_encoders(pipeline)):
         getattr(pipeline, name).requires_grad_(False).eval()
     return cast("StableDiffusionPipeline", pipeline)

@@ -58,6 +58,7 @@ def attach(pipeline: StableDiffusionPipeline, folder: str) -> Callable[[bool], N
 
     Raises:
         ArtifactError: the folder holds no trained weights.
+        SafetensorError: the LoRA's file is broken.
     """
     names = trained_files(folder)
     with tempfile.TemporaryDirectory(prefix="smooth-trained-") as temporary:
@@ -66,7 +67,7 @@ def attach(pipeline: StableDiffusionPipeline, folder: str) -> Callable[[bool], N
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(store.read_bytes(store.join(folder, name)))
         if names == [WEIGHTS_NAME]:
-            pipeline.load_lora_weights(temporary)
+            pipeline.load_lora_weights(temporary, use_safetensors=True)  # never a pickle
             return lambda on: pipeline.enable_lora() if on else pipeline.disable_lora()
         base = pipeline.unet
         tuned = UNet2DConditionModel.from_pretrained(Path(temporary, UNET), dtype=base.dtype, use_safetensors=True)

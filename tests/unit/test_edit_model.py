@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from smooth import store
@@ -89,6 +90,10 @@ def test_a_whole_unet_is_on_or_off(tiny_base: str, tmp_path: Path) -> None:
     base, tuned = answer(model.at(0)), answer(model.at(1))
     torch.testing.assert_close(base, answer(load_pipeline(tiny_base)), rtol=0, atol=0)
     assert not torch.allclose(base, tuned)
+    (file,) = (tmp_path / "tuned" / "unet").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"tuned can't be read: .* broken or cut short"):
+        opened(str(tmp_path / "tuned"), tiny_base, tmp_path)
     with pytest.raises(
         ValueError, match=r"strength=0\.5: .*tuned is a UNet fine-tuned as a whole, which knows 0 and 1"
     ):
@@ -114,9 +119,14 @@ def test_what_does_not_fit_is_refused(adapter: Path, tiny_base: str, tmp_path: P
     wide = spoilt(adapter, lambda weights: {name: torch.cat([w, w], -1) for name, w in weights.items()}, tmp_path)
     with pytest.raises(ModelError, match=r"spoilt\.safetensors does not fit its base"):
         opened(wide, tiny_base, tmp_path)
-    store.write_bytes(str(tmp_path / "words.safetensors"), b"no tensors here")
-    with pytest.raises(ModelError, match=r"words\.safetensors does not fit its base"):
-        opened(str(tmp_path / "words.safetensors"), tiny_base, tmp_path)
+    whole = (adapter / WEIGHTS_NAME).read_bytes()
+    for name, data in (("words", b"no tensors here"), ("half", whole[: len(whole) // 2])):
+        broken = str(tmp_path / f"{name}.safetensors")
+        store.write_bytes(broken, data)
+        with pytest.raises(ModelError, match=rf"{name}\.safetensors can't be read: .* broken or cut short"):
+            opened(broken, tiny_base, tmp_path)
+        with pytest.raises(ModelError, match=rf"{name}\.safetensors can't be read: .* broken or cut short"):
+            load_pipeline(tiny_base, lora=broken)
     with pytest.raises(ConfigError, match="is a pickle"):
         opened("model.ckpt", tiny_base, tmp_path)
     with pytest.raises(ValueError, match=r"strength=0\.5: .* is a pipeline with no LoRA beside it"):
@@ -137,6 +147,9 @@ def test_the_registered_model_paints_the_same(model: EditModel, adapter: Path, t
     served = TextToImage(tmp_path, {"device": "cpu"}).predict(rows, settings)
     ours = generate(model.at(1), rows["prompt"], rows["seed"], steps=3, guidance=3.0, negative="blue")
     assert np.array_equal(ours, np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in served]))
+    (tmp_path / WEIGHTS_NAME).write_bytes((adapter / WEIGHTS_NAME).read_bytes()[:-1])
+    with pytest.raises(SafetensorError):  # and no search for a pickle in its place
+        TextToImage(tmp_path, {"device": "cpu"}).get_raw_model()
 
 
 def test_a_picture_does_not_depend_on_the_others(model: EditModel) -> None:
