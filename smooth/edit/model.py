@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from smooth.config import ModelConfig
+from smooth.config import REGISTERED, ModelConfig
 from smooth.evaluate import subjects
 from smooth.evaluate.subjects import Subject
 from smooth.models import WEIGHTS_NAME, trained, trained_files
@@ -23,7 +23,7 @@ class EditModel:
     """A base pipeline, and what was trained on it: a LoRA, a whole UNet, or nothing."""
 
     name: str
-    """as it was asked for"""
+    """as it was asked for; of a registry's alias the version that it meant then"""
     subject: Subject
     identity: str
     """changes with the base and with any byte of what was trained"""
@@ -92,6 +92,7 @@ def open_model(
         ArtifactError: no such registered version.
         ModelError: it can't be read, or what was trained does not fit the base.
     """
+    name = meant(name)
     subject = subjects.find(name, base or ModelConfig(), scratch, _fetch)
     found = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_pipeline(subject.base, revision=subject.revision, device=found, dtype=dtype)
@@ -112,6 +113,19 @@ def open_model(
     if is_lora:
         pipeline.unet.requires_grad_(False)
     return EditModel(name, subject, subject.identity, adapters, _pipeline=pipeline, _switch=switch)
+
+
+def meant(name: str) -> str:
+    """The name that means the same weights for ever: of ``models:/NAME@ALIAS`` the version it points to now.
+
+    Raises:
+        ArtifactError: no such alias, or the registry doesn't answer.
+    """
+    if not name.startswith(REGISTERED):
+        return name
+    from smooth import registry
+
+    return registry.resolve(name)
 
 
 def _fetch(name: str, root: str) -> tuple[str, str | None, str]:

@@ -118,7 +118,7 @@ def save(
     from smooth import __version__
     from smooth.edit import media
 
-    values = {**context.params, **changed}
+    values = {**context.params, **changed, "model": edited.name}
     known = {"smooth": __version__, "command": context.info_name, "identity": edited.identity, **values, **facts}
     media.write(path, media.png(picture, known, command_of(context, values)))
     print(path)

@@ -107,8 +107,8 @@ class Drag:
                     moves = [f"{a:g},{b:g}:{c:g},{d:g}" for (a, b), (c, d) in zip(handles, targets, strict=True)]
                     data = told.png(
                         "drag", edited, dragged.picture, picture=name_of(str(upload)), prompt=prompt, move=moves,
-                        iterations=int(iterations), steps=int(steps), model=model, base=self.desk.models.base,
-                        strength=level, found=facts,
+                        iterations=int(iterations), steps=int(steps), base=self.desk.models.base, strength=level,
+                        found=facts,
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-dragged.png"), label))
                     way = "arrived" if dragged.arrived else "not all arrived"

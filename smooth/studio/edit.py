@@ -100,8 +100,7 @@ class Edit:
                     named = {"ratio": [share]} | ({} if method == SWITCH else {"sdedit": [share]})
                     data = told.png(
                         "edit", edited, made[index, 0], picture=name_of(str(upload)), source=source, target=target,
-                        null_text_steps=int(null_text), model=model, base=self.desk.models.base, strength=level,
-                        **named, **values,
+                        null_text_steps=int(null_text), base=self.desk.models.base, strength=level, **named, **values,
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-{share:g}.png"), f"{label}, {share:g}"))
             return gr.Gallery(value=shown, columns=max(2, len(rows)))

@@ -67,8 +67,7 @@ class Generate:
                 for label, (level, pictures) in painted.items():
                     data = told.png(
                         "generate", edited, pictures[index], prompts=[prompt], seed=[number], negative=negative,
-                        model=model, base=self.desk.models.base, strength=level, steps=int(steps),
-                        guidance=float(guidance),
+                        base=self.desk.models.base, strength=level, steps=int(steps), guidance=float(guidance),
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-{number}.png"), f"{label}, seed {number}"))
             return shown

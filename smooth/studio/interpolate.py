@@ -117,7 +117,7 @@ class Interpolate:
             values = {
                 "prompts": [first, last], "seed": list(seeds), "frames": number, "equal_steps": equal,
                 "picture": [name_of(each) for each in uploaded] or None, "null_text_steps": int(null_text),
-                "model": model, "base": self.desk.models.base, **sampled,
+                "base": self.desk.models.base, **sampled,
             }  # fmt: skip
             strips: dict[str, str | None] = dict.fromkeys(COLORS)
             for label, made in found.items():

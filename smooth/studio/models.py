@@ -29,13 +29,17 @@ class Models:
     def open(self, name: str | None) -> EditModel:
         """The model of a name, loaded if it isn't; the one that was used longest ago makes room.
 
+        An alias of the registry is followed: it names the version that it points to now.
+
         Raises:
             ValueError: not offered, gone from the registry, or not to be read.
         """
+        from smooth.edit.model import meant
         from smooth.edit.options import open_quietly
 
         if not name or (name not in self.names and not name.startswith(REGISTERED)):
             raise ValueError(f"there is no model {name or 'chosen'}; choose one of the list")
+        name = meant(name)
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = open_quietly(name, self.base)

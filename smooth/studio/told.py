@@ -19,7 +19,7 @@ def png(command: str, edited: EditModel, picture: Picture, /, **values: Any) -> 
         command: of the edit room.
         edited: the model.
         picture: (H, W, 3) uint8.
-        **values: of the command's parameters; ``found`` is what it tells beside them.
+        **values: of the command's other parameters; ``found`` is what it tells beside them.
     """
     import typer
 
@@ -31,6 +31,7 @@ def png(command: str, edited: EditModel, picture: Picture, /, **values: Any) -> 
     commands: Any = typer.main.get_command(app)
     context = typer.Context(commands.commands[command], info_name=command)
     defaults = {str(each.name): each.get_default(context) for each in context.command.params}
+    values["model"] = edited.name
     known = {"smooth": __version__, "command": command, "identity": edited.identity, **defaults, **values}
     return media.png(picture, known, command_of(context, defaults | values))
 

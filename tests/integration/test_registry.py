@@ -20,8 +20,10 @@ from typer.testing import CliRunner
 from smooth import registry, stages, store, tracking
 from smooth.cli import app
 from smooth.config import RunConfig, resolve_model
+from smooth.edit.media import read_parameters
 from smooth.models.pipeline import load_pipeline
 from smooth.studio.models import Models
+from smooth.studio.told import png
 from tests.evaluated import trained
 
 METRIC = {"name": "ISTD", "value": 1.5, "low": 1.4, "high": 1.6, "n": 40, "stamp": {}, "note": ""}
@@ -148,6 +150,38 @@ def test_versions_are_listed_with_their_aliases_and_open_in_the_studio(
     choices, note = models.listed()
     assert len(choices) == 1
     assert note.startswith("No registry: http://127.0.0.1:9 does not answer")
+
+
+def test_a_picture_tells_the_version_that_an_alias_meant_and_an_open_model_follows_it(
+    registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "red heart", "--model", "models:/smooth-diffusion@spare", "--steps", "2", "--out", "p.png"]
+    client, name = MlflowClient(tracking.tracking_uri()), "smooth-diffusion"
+    models = Models(["models:/smooth-diffusion@spare"], "builtin:tiny")
+    client.set_registered_model_alias(name, "spare", "1")
+    first = models.open("models:/smooth-diffusion@spare")
+    assert first.name == "models:/smooth-diffusion/1"
+    assert models.open(first.name) is first
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    version = client.get_model_version(name, "1")
+    second = client.create_model_version(name, version.source, version.run_id).version
+    try:
+        client.set_registered_model_alias(name, "spare", second)
+        assert models.open("models:/smooth-diffusion@spare").name == f"models:/smooth-diffusion/{second}"
+    finally:
+        client.delete_registered_model_alias(name, "spare")
+        client.delete_model_version(name, second)
+    told = shlex.split(CliRunner().invoke(app, ["show-params", "p.png"]).stdout)
+    assert "--model=models:/smooth-diffusion/1" in told
+    before = Path("p.png").read_bytes()
+    Path("p.png").unlink()
+    assert CliRunner().invoke(app, told[1:]).exit_code == 0
+    assert Path("p.png").read_bytes() == before
+    parameters, told = read_parameters(png("generate", first, np.zeros((8, 8, 3), np.uint8), prompts=["red heart"]))
+    assert parameters["model"] == "models:/smooth-diffusion/1"
+    assert "--model=models:/smooth-diffusion/1" in told
 
 
 def test_fetches_what_was_trained_and_its_base(

@@ -106,7 +106,7 @@ def test_registered_models_come_by_their_name(
     from smooth import registry
 
     monkeypatch.setattr(registry, "fetch", lambda name, root: (tiny_base, None, str(adapter)))
-    found = open_model("models:/smooth@production", scratch=str(tmp_path), device="cpu")
+    found = open_model("models:/smooth/3", scratch=str(tmp_path), device="cpu")
     assert found.identity == model.identity
 
 
