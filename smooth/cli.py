@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smooth.data.cli import ingest_app, latents_app
 from smooth.doctor.cli import doctor
 from smooth.edit import cli as edit_commands
 from smooth.edit import cli_edit
 from smooth.export.cli import export
+from smooth.options import ConfigOption, OverrideOption, PresetOption
 from smooth.pretrain.cli import pretrain
 from smooth.promotion.cli import registry_app
 from smooth.serve.cli import serve
@@ -21,7 +23,6 @@ from smooth.studio.cli import studio
 
 if TYPE_CHECKING:
     from smooth.config import RunConfig
-    from smooth.data.verify import Found
 
 FAILURE, USER_ERROR, INCOMPLETE = 1, 2, 3
 
@@ -33,9 +34,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at run configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-ingest_app = typer.Typer(invoke_without_command=True)
 app.add_typer(ingest_app, name="ingest")
-latents_app = typer.Typer(help="Check and mend cached latents.", no_args_is_help=True)
 app.add_typer(latents_app, name="latents")
 app.command("doctor")(doctor)
 app.add_typer(registry_app, name="registry")
@@ -45,12 +44,6 @@ app.command("studio")(studio)
 app.command("serve")(serve)
 edit_commands.register(app)
 cli_edit.register(app)
-
-PresetOption = Annotated[str, typer.Option("--preset", help="A preset's name, or the path of a .yaml file.")]
-OverrideOption = Annotated[
-    list[str] | None, typer.Option("--override", "-o", help="dotted.key=value, for example train.steps=100.")
-]
-ConfigOption = Annotated[str | None, typer.Option("--config", help="A resolved config on any fsspec path.")]
 
 
 @contextmanager
@@ -98,7 +91,12 @@ def load_config(preset: str, overrides: list[str] | None, path: str | None = Non
 
 @config_app.command("show")
 def config_show(preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
-    """Print the resolved config as YAML."""
+    """Print the resolved config as YAML.
+
+    For example:
+
+        smooth config show --preset sd15-laion -o train.steps=100
+    """
     with reported():
         print(load_config(preset, override).to_yaml(), end="")
 
@@ -110,7 +108,12 @@ def stage_command(
     preset: PresetOption = "tiny",
     override: OverrideOption = None,
 ) -> None:
-    """Run one stage here, in this process. Its inputs must be finished already."""
+    """Run one stage here, in this process. Its inputs must be finished already.
+
+    For example:
+
+        smooth stage ingest -o ingest.demo_web.pictures=100
+    """
     from smooth import stages
     from smooth.config import STAGES, ConfigError
 
@@ -125,80 +128,14 @@ def stage_command(
             print(f"  {key}: {value}")
 
 
-@ingest_app.callback()
-def ingest_command(
-    context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, by rule, what would be fetched.")] = False,
-    config: ConfigOption = None,
-    preset: PresetOption = "tiny",
-    override: OverrideOption = None,
-) -> None:
-    """Fetch the pictures of the URL list, or say what would be fetched and refused, without a packet."""
-    if context.invoked_subcommand is not None:
-        return
-    if not dry_run:
-        stage_command("ingest", config, preset, override)
-        return
-    import tempfile
-
-    from smooth.data import selection
-
-    with reported(), tempfile.TemporaryDirectory() as folder:
-        found = selection.dry_run(load_config(preset, override, config).ingest, folder)
-        print(f"{found.rows:>12,} rows listed")
-        for rule, count in found.refused.items():
-            print(f"{count:>12,} refused by ingest.{rule}")
-        print(f"{found.allowed:>12,} would be fetched")
-
-
-@ingest_app.command("retry")
-def ingest_retry(config: ConfigOption = None, preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
-    """Ask once more for what a finished ingest did not get for a cause that may have passed."""
-    from smooth.data import retry
-
-    with reported():
-        found = retry.retry(load_config(preset, override, config))
-        print(f"{found.asked:>12,} rows asked for again")
-        print(f"{found.won:>12,} pictures won, {found.manifest['kept']:,} in all")
-
-
-@latents_app.command("verify")
-def latents_verify(config: ConfigOption = None, preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
-    """Check every byte of the cached latents, and draw a sheet of what they decode to."""
-    from smooth.data import contact_sheet, verify
-
-    with reported():
-        run_config = load_config(preset, override, config)
-        found = verify.verify(run_config.stage_dir("latents"))
-        _print_faults(found)
-        if found.faults:
-            raise typer.Exit(FAILURE)
-        path, difference = contact_sheet.write(run_config)
-        print(f"{found.parts} parts with {found.rows} rows are sound")
-        compared = "" if difference is None else f", mean difference from the sources {difference:.1f} of 255"
-        print(f"decoded rows: {path}{compared}")
-
-
-@latents_app.command("repair")
-def latents_repair(config: ConfigOption = None, preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
-    """Encode anew what `verify` finds broken, and leave the rest as it is."""
-    from smooth.data import verify
-
-    with reported():
-        found, manifest = verify.repair(load_config(preset, override, config))
-        _print_faults(found)
-        broken = len({fault.part for fault in found.faults if fault.part is not None})
-        print(f"{broken} of {found.parts} parts were encoded anew; {manifest['rows']} rows")
-
-
-def _print_faults(found: Found) -> None:
-    for fault in found.faults:
-        print(f"fault: {fault.text}", file=sys.stderr)
-
-
 @app.command("stages")
 def stages_command(preset: PresetOption = "tiny", override: OverrideOption = None) -> None:
-    """Show each stage's fingerprint and whether its artifact is there: what a run would reuse."""
+    """Show each stage's fingerprint and whether its artifact is there: what a run would reuse.
+
+    For example:
+
+        smooth stages --preset tiny -o train.steps=100
+    """
     from smooth import stages
     from smooth.config import STAGES
 
@@ -224,7 +161,12 @@ def evaluate_command(
     preset: PresetOption = "tiny",
     override: OverrideOption = None,
 ) -> None:
-    """Measure any model against another, on a preset's finished data. Exit status 3: some metric is unavailable."""
+    """Measure any model against another, on a preset's finished data. Exit status 3: some metric is unavailable.
+
+    Once a training is registered, for example:
+
+        smooth evaluate --model models:/smooth-diffusion@candidate --until-ci 0.05
+    """
     from rich.console import Console
 
     from smooth import registry
@@ -259,7 +201,12 @@ def plan_command(
     ] = None,
     dollars_per_hour: Annotated[float | None, typer.Option(min=0, help="Of one worker.")] = None,
 ) -> None:
-    """Tell what a training needs: parameters, memory by part, batches, hours, cost. Refuse what can't fit."""
+    """Tell what a training needs: parameters, memory by part, batches, hours, cost. Refuse what can't fit.
+
+    For example:
+
+        smooth plan --preset tiny --memory-gib 16 --samples-per-second 2
+    """
     from smooth.plan import estimate, report
 
     with reported():

@@ -20,7 +20,12 @@ def pretrain(
     denoiser_batch: Annotated[int, typer.Option(min=1)] = 512,
     denoiser_minutes: Annotated[float | None, typer.Option(help="end the second stage after this time")] = None,
 ) -> None:
-    """Train the built-in base model from captioned OpenMoji; goes on where it stopped."""
+    """Train the built-in base model from captioned OpenMoji; goes on where it stopped.
+
+    For example, in half an hour:
+
+        smooth pretrain --out base --autoencoder-minutes 10 --denoiser-minutes 20
+    """
     import torch
 
     from smooth.pretrain.run import Recipe, pretrain

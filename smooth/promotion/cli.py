@@ -24,7 +24,9 @@ def status_command(
 ) -> None:
     """Tell what is in production, and whether it passed the gate. Exit status 1: it did not.
 
-    For example: smooth registry status --json
+    For example:
+
+        smooth registry status --json
     """
     from smooth.cli import reported
     from smooth.promotion import status
