@@ -25,6 +25,7 @@ from smooth.models.pipeline import load_pipeline
 from smooth.studio.models import Models
 from smooth.studio.told import png
 from tests.evaluated import trained
+from tests.unit.test_readme import block
 
 METRIC = {"name": "ISTD", "value": 1.5, "low": 1.4, "high": 1.6, "n": 40, "stamp": {}, "note": ""}
 
@@ -45,8 +46,17 @@ def registered(tmp_path_factory: pytest.TempPathFactory, tiny_base: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(registered: tuple[RunConfig, dict[str, Any]]) -> Any:
-    return mlflow.pyfunc.load_model(registered[1]["uri"])
+def example(registered: tuple[RunConfig, dict[str, Any]]) -> dict[str, Any]:
+    """What the README's example leaves: the loaded ``model``, and the ``png`` of a red heart."""
+    assert registered[1]["uri"] == "models:/smooth-diffusion@candidate"
+    places: dict[str, Any] = {}
+    exec(block("mlflow.pyfunc.load_model"), places)
+    return places
+
+
+@pytest.fixture(scope="module")
+def model(example: dict[str, Any]) -> Any:
+    return example["model"]
 
 
 def pixels(png: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -73,15 +83,17 @@ def test_version_carries_alias_metrics_and_lineage(registered: tuple[RunConfig, 
     assert held == {f"{kept}/manifest.json", f"{kept}/strips.png"}
 
 
-def test_prompt_and_seed_in_same_png_out(model: Any, registered: tuple[RunConfig, dict[str, Any]]) -> None:
-    first, second, other = model.predict(pd.DataFrame({"prompt": ["a red heart"] * 3, "seed": [7, 7, 8]}))
-    assert first == second
+def test_prompt_and_seed_in_same_png_out(
+    model: Any, example: dict[str, Any], registered: tuple[RunConfig, dict[str, Any]]
+) -> None:
+    first, second, other = model.predict(pd.DataFrame({"prompt": ["red heart"] * 3, "seed": [7, 7, 8]}))
+    assert first == second == example["png"]
     assert not np.array_equal(pixels(first), pixels(other))
     size = registered[0].latents.image_size
     assert pixels(first).shape == (size, size, 3)
-    by_parameter = model.predict(pd.DataFrame({"prompt": ["a red heart"]}), params={"seed": 7})
+    by_parameter = model.predict(pd.DataFrame({"prompt": ["red heart"]}), params={"seed": 7})
     assert by_parameter[0] == first
-    assert model.predict({"prompt": ["a red heart"], "seed": [7]})[0] == first
+    assert model.predict({"prompt": ["red heart"], "seed": [7]})[0] == first
 
 
 def test_folder_loads_in_plain_diffusers_and_gives_the_same_picture(

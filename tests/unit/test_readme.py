@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -18,9 +19,14 @@ from smooth.config import resolve_model
 from smooth.models import WEIGHTS_NAME
 from tests.evaluated import write_adapter
 from tests.numerics.networks import Draws, adapted, unet
+from tests.unit.test_help import parsed
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
+LINES = [
+    shlex.split(line, comments=True)
+    for line in re.findall(r"^ +(?:\.venv/bin/)?(smooth .*)$", README, flags=re.MULTILINE)
+]
 OF_PICTURES = ("generate", "interpolate", "invert", "edit", "drag", "show-params")
 
 
@@ -32,8 +38,13 @@ def block(containing: str) -> str:
 
 def commands(*names: str) -> list[list[str]]:
     """Words of the README's `smooth` commands of these names, in order, without their comments."""
-    lines = [shlex.split(line.strip(), comments=True) for line in README.splitlines() if line.startswith("    smooth ")]
-    return [words for words in lines if words[1] in names]
+    return [words for words in LINES if words[1] in names]
+
+
+def test_every_smooth_line_names_a_command_and_options_that_there_are() -> None:
+    told = [parsed(words) for words in LINES]
+    assert len(told) == len(re.findall(r"^ +(?:\.venv/bin/)?smooth .*$", README, flags=re.MULTILINE)) > 15
+    assert {"evaluate", "export", "ingest retry", "plan", "registry status", "serve", "studio"} <= set(told)
 
 
 def test_every_picture_and_file_it_links_to_is_there_and_no_picture_is_left_over() -> None:
@@ -104,3 +115,15 @@ def test_an_interpolation_in_ones_own_program(adapter: str) -> None:
     places: dict[str, Any] = {}
     exec(block("smooth.edit.interpolate").replace("steps=10", "steps=2"), places)
     assert places["pictures"].shape == (5, 64, 64, 3)
+
+
+def test_istd_of_any_generator() -> None:
+    draw = np.random.default_rng(0)
+    shape = 3, 4, 8, 8, 3
+    places: dict[str, Any] = {
+        "images": draw.integers(0, 256, shape, dtype=np.uint8),
+        "images_of_another": torch.from_numpy(draw.random(shape, dtype=np.float32)),
+    }
+    exec(block("smooth.evaluate.istd"), places)
+    assert places["found"].per_prompt.shape == (3,)
+    assert places["found"].istd.value > 0
