@@ -6,7 +6,6 @@ import ipaddress
 import socket
 
 LOOPBACK = "127.0.0.1"
-HOME_NAMES = ("localhost", LOOPBACK, "::1")
 
 
 def is_loopback(host: str) -> bool:
@@ -17,8 +16,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any free one.
+def host_names(host: str) -> list[str] | None:
+    """What clients call a server on ``host`` in a request's Host header, IPv6 in brackets; None if others reach it."""
+    if not is_loopback(host):
+        return None
+    own = f"[{ipaddress.IPv6Address(host)}]" if ":" in host else host
+    return ["localhost", LOOPBACK, "[::1]", own]
+
+
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A socket that listens; port 0 is any free one, ``option`` is what gives the port.
 
     Raises:
         ValueError: the address can't be had.
@@ -26,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ValueError(f"can't listen on {host}:{port}: {error.strerror or error}; give another --port") from error
+        raise ValueError(f"can't listen on {host}:{port}: {error.strerror or error}; give another {option}") from error
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:

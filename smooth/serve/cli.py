@@ -82,15 +82,15 @@ def _run(settings: Settings, host: str, port: int, metrics_port: int) -> None:
     from secrets import token_hex
 
     from smooth.config import REGISTERED
-    from smooth.listening import HOME_NAMES, LOOPBACK, is_loopback, listen
+    from smooth.listening import LOOPBACK, host_names, listen
     from smooth.serve.settings import take_token
     from smooth.studio.server import ENVIRONMENT
 
     token = take_token(host)
     if port == metrics_port:
         raise ValueError(f"--port {port} is --metrics-port, too: give them two numbers")
-    for address, number in ((host, port), (LOOPBACK, metrics_port)):
-        listen(address, number).close()
+    listen(host, port).close()
+    listen(LOOPBACK, metrics_port, "--metrics-port").close()
     os.environ.update(ENVIRONMENT | QUIET)
     if not settings.model.startswith(REGISTERED):
         raise ValueError(f"--model {settings.model}: give a registered one, models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -106,5 +106,4 @@ def _run(settings: Settings, host: str, port: int, metrics_port: int) -> None:
         if not (error.name or "").startswith(("grpc_reflection", "fastapi", "uvicorn", "starlette")):
             raise
         raise ValueError("serving needs Ray Serve: pip install 'smooth[serve]'") from error
-    hosts = [*HOME_NAMES, host] if is_loopback(host) else None
-    run(settings, host=host, port=port, metrics_port=metrics_port, hosts=hosts, token=token)
+    run(settings, host=host, port=port, metrics_port=metrics_port, hosts=host_names(host), token=token)

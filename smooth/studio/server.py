@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smooth.listening import HOME_NAMES, is_loopback, listen
+from smooth.listening import host_names, is_loopback, listen
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -94,8 +94,8 @@ def _application(models: Models, host: str, auth: tuple[str, str] | None, scratc
     from smooth.studio.desk import Desk
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    if is_loopback(host):  # else any site could give its own name this machine's address, and read the page
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*HOME_NAMES, host])
+    if names := host_names(host):  # else any site could give its own name this machine's address, and read the page
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     gr.mount_gradio_app(
         app, page.build(Desk(models, scratch)), path="/", auth=auth, max_file_size=MOST_BYTES, show_error=False,
         theme=page.theme(), css=page.CSS, footer_links=[], run_history=False, enable_monitoring=False, pwa=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from smooth.cli import app as cli
 from smooth.edit import cli as edit_commands
 from smooth.edit import generate, media
 from smooth.edit.options import told_command
+from smooth.listening import host_names
 from smooth.models.pipeline import load_pipeline
 from smooth.serve import paint, web
 from smooth.serve.batching import Batcher
@@ -98,13 +100,12 @@ async def painted(_order: Order) -> web.Painted:
 class Answers:
     """The application with its own counts."""
 
-    def __init__(self, token: str | None = None, paint: Any = painted) -> None:
+    def __init__(self, token: str | None = None, paint: Any = painted, hosts: list[str] | None = None) -> None:
         self.counts: list[int] = []
         digest = None if token is None else web.digest(token)
         health = {"ready": False}
-        application = web.application(
-            paint, lambda: health, self.counts.append, LIMITS, ["testserver"] if token is None else None, digest
-        )
+        names = hosts or (["testserver"] if token is None else None)
+        application = web.application(paint, lambda: health, self.counts.append, LIMITS, names, digest)
         self.client = TestClient(application, raise_server_exceptions=False)
 
     def post(self, content: Any = None, **headers: str) -> Any:
@@ -158,6 +159,26 @@ def test_another_sites_name_is_refused() -> None:
     assert Answers().post(host="evil.example").status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("listening", "called", "status"),
+    [
+        ("::1", "[::1]:8000", 200),
+        ("0:0:0:0:0:0:0:1", "[::1]", 200),
+        ("127.0.0.1", "[::1]:8000", 200),
+        ("127.1.2.3", "127.1.2.3:8000", 200),
+        ("::1", "localhost", 200),
+        ("::1", "[::2]:8000", 400),
+        ("127.0.0.1", "127.1.2.3", 400),
+    ],
+)
+def test_a_server_of_this_machine_goes_by_its_addresses(listening: str, called: str, status: int) -> None:
+    assert Answers(hosts=host_names(listening)).post(host=called).status_code == status
+
+
+def test_a_server_that_others_reach_goes_by_any_name() -> None:
+    assert host_names("0.0.0.0") is host_names("::") is host_names("example.org") is None
+
+
 @pytest.mark.parametrize("sent", [None, "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN])
 def test_nothing_is_answered_without_the_token(sent: str | None) -> None:
     answers = Answers(TOKEN)
@@ -192,6 +213,16 @@ def test_what_goes_wrong_in_painting_is_told_as_json_and_counted() -> None:
 def test_pictures_and_metrics_want_two_ports() -> None:
     result = CliRunner().invoke(cli, ["serve", "--port", "8001"])
     assert (result.exit_code, "--port 8001 is --metrics-port, too" in result.stderr) == (2, True)
+
+
+def test_a_taken_port_is_told_by_the_option_that_gives_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"--port": free.getsockname()[1], "--metrics-port": taken.getsockname()[1]}
+        free.close()
+        result = CliRunner().invoke(cli, ["serve", *(f"{name}={port}" for name, port in ports.items())])
+    assert result.exit_code == 2
+    assert f"can't listen on 127.0.0.1:{ports['--metrics-port']}: " in result.stderr
+    assert result.stderr.endswith("give another --metrics-port\n")
 
 
 def test_a_host_that_others_reach_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
