@@ -16,6 +16,8 @@ from torch import Tensor
 
 from smooth.diffusion.schedule import NoiseSchedule
 
+PAPERS_STEPS = 50  # that the learning rate and the tolerance of null-text inversion are made for
+
 
 @dataclass(frozen=True)
 class NullText:
@@ -166,7 +168,8 @@ def null_text_inversion(
 ) -> NullText:
     """Fit each step's unconditional embedding, so that the guided walk meets the inverted one.
 
-    Adam, as in the paper, with its falling learning rate and its tolerance that rises along the walk. Of each step the
+    Adam, as in the paper, with its falling learning rate and its tolerance that rises along the walk, both stretched
+    where the walk is longer than the paper's 50 steps: the rate would be 0 from the hundredth on. Of each step the
     embedding of least loss is kept, so the loss never rises; a picture below the tolerance is left as it is, so what
     becomes of one doesn't depend on the others of its batch.
 
@@ -194,8 +197,8 @@ def null_text_inversion(
         with torch.no_grad():
             conditioned = walk.predict(latents, timestep, text)
         fit = _Step(walk, latents, conditioned, inverted[-2 - index], timestep, guidance)
-        rate, enough = learning_rate * max(0.0, 1 - index / 100), tolerance + index * 2e-5
-        kept, told = _fit(fit, kept, rate, enough, inner_steps)
+        place = index * min(1.0, PAPERS_STEPS / len(walk.timesteps))
+        kept, told = _fit(fit, kept, learning_rate * (1 - place / 100), tolerance + place * 2e-5, inner_steps)
         with torch.no_grad():
             latents = fit.moved(kept)
         embeddings.append(kept)

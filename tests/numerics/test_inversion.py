@@ -139,6 +139,27 @@ def test_null_text_never_gets_worse_and_beats_ddim_under_guidance(
     assert (error < 0.5 * plain_error).all()
 
 
+class Told:
+    """A network that answers what it is told, the mean of its embedding, so that guidance is all the error there is."""
+
+    config = SimpleNamespace(addition_embed_type=None)
+
+    def __call__(self, latents: Tensor, timestep: int, encoder_hidden_states: Tensor) -> Any:
+        return SimpleNamespace(sample=encoder_hidden_states.mean((1, 2))[:, None, None, None].expand_as(latents))
+
+
+def test_null_text_fits_to_the_end_of_a_long_walk() -> None:
+    """The authors' learning rate is for 50 steps, and 0 from the hundredth on."""
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False)
+    text, null = torch.full((1, 2, 3), 20.0), torch.zeros((1, 2, 3))
+    for steps in (50, 200):
+        walk = Walk(SimpleNamespace(unet=Told(), scheduler=scheduler), steps)
+        inverted = ddim_inversion(walk, torch.ones((1, 1, 2, 2)), text)
+        losses = null_text_inversion(walk, inverted, text, null, guidance=3.0).losses[..., 0]
+        fell = (losses[:, -1] < losses[:, 0]).view(5, -1)  # by the fifth of the walk
+        assert fell.any(dim=1).all(), steps
+
+
 def test_a_picture_s_embedding_does_not_depend_on_its_batch(
     pipeline: Any, clean: Tensor, embedded: tuple[Tensor, Tensor]
 ) -> None:
