@@ -13,7 +13,7 @@ import typer
 from smooth.data.cli import ingest_app, latents_app
 from smooth.doctor.cli import doctor
 from smooth.edit import cli as edit_commands
-from smooth.edit import cli_edit
+from smooth.edit import cli_edit, cli_interpolate
 from smooth.export.cli import export
 from smooth.options import ConfigOption, OverrideOption, PresetOption
 from smooth.pretrain.cli import pretrain
@@ -43,6 +43,7 @@ app.command("export")(export)
 app.command("studio")(studio)
 app.command("serve")(serve)
 edit_commands.register(app)
+app.command("interpolate")(cli_interpolate.interpolate)
 cli_edit.register(app)
 
 

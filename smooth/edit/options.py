@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -163,8 +164,8 @@ def digests(paths: list[str] | None) -> dict[str, str]:
 
 def numbered(path: str, index: int, count: int) -> str:
     """The path of one of several pictures."""
-    name = PurePath(path)
-    return path if count == 1 else str(name.with_name(f"{name.stem}-{index + 1}{name.suffix}"))
+    stem, suffix = posixpath.splitext(path)  # a path of pathlib would take a slash of s3://
+    return path if count == 1 else f"{stem}-{index + 1}{suffix}"
 
 
 def _root() -> str:

@@ -115,9 +115,9 @@ class Interpolate:
                         way, number, equal_steps=equal, progress=job.telling(f"painting, {label}")
                     )
             values = {
-                "prompts": [first, last], "seed": list(seeds), "frames": number, "equal_steps": equal,
+                "prompts": [first, last], "frames": number, "equal_steps": equal,
                 "picture": [name_of(each) for each in uploaded] or None, "null_text_steps": int(null_text),
-                "base": self.desk.models.base, **sampled,
+                "base": self.desk.models.base, **({} if uploaded else {"seed": list(seeds)}), **sampled,
             }  # fmt: skip
             strips: dict[str, str | None] = dict.fromkeys(COLORS)
             for label, made in found.items():

@@ -18,6 +18,7 @@ from smooth.edit import media
 from tests.evaluated import write_adapter
 
 QUICK = ["--steps", "2"]
+REAL = ["--picture", "a.png", "--picture", "b.png"]
 
 
 def commands() -> list[str]:
@@ -82,6 +83,12 @@ def test_a_picture_s_own_command_makes_it_again(adapter: str) -> None:
     parameters, _ = media.read_parameters(Path("p-4.png"))
     assert parameters["prompts"] == ['it\'s a "heart" — ♥']
     assert (parameters["seed"], parameters["strength"], parameters["steps"]) == ([2], 0.75, 2)
+
+
+def test_several_pictures_may_go_to_a_remote_folder() -> None:
+    run("generate", "cat", "dog", "--out", "memory://bucket/p.png", *QUICK)
+    assert all(store.exists(f"memory://bucket/p-{number}.png") for number in (1, 2))
+    assert list(Path().iterdir()) == []
 
 
 def test_the_printed_command_runs_in_a_shell() -> None:
@@ -156,6 +163,9 @@ def test_a_stranger_s_command_is_not_passed_on(words: list[str]) -> None:
         (["interpolate", "a", "b", "c"], "3 prompts: give one or two"),
         (["interpolate", "a", "--picture", "a.png"], "1 --picture: give two"),
         (["interpolate", "a", "--frames", "1"], "frames=1: give 2 to 200"),
+        (["interpolate", "a", "--method", "vae"], "--method vae goes between real pictures; give two of them"),
+        (["interpolate", "a", *REAL, "--negative", "b"], "--negative is for generated pictures"),
+        (["interpolate", "a", *REAL, "--seed", "1", "--seed", "2"], "a second --seed is for generated pictures"),
         (["invert", "words.png", "cat"], "words.png is no picture; give a whole PNG"),
         (["invert", "none.png", "cat"], "none.png: no such file"),
         (["show-params", "words.png"], "words.png tells no parameters"),
