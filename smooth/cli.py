@@ -170,18 +170,14 @@ def evaluate_command(
     """
     from rich.console import Console
 
-    from smooth import registry
     from smooth.evaluate import run, subjects, table
 
     with reported():
         overrides = [*(override or []), *([] if until_ci is None else [f"evaluate.until_ci={until_ci}"])]
         run_config = load_config(preset, overrides, config)
         scratch = f"{run_config.storage.root}/models"
-        judged = subjects.find(model, run_config.model, scratch, registry.fetch)
-        if against is None:
-            other = subjects.base_of(judged)
-        else:
-            other = subjects.find(against, run_config.model, scratch, registry.fetch)
+        judged = subjects.find(model, run_config.model, scratch)
+        other = subjects.base_of(judged) if against is None else subjects.find(against, run_config.model, scratch)
         folder, manifest = run.compare(run_config, judged, other, (model, against or other.base))
         table.show(manifest["metrics"], Console(width=None if sys.stdout.isatty() else 120))
         print(f"smooth is {model}, base is {against or other.base}")

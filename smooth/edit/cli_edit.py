@@ -88,16 +88,26 @@ def edit(
                 switched = editing.edit(pipeline, found, [target], ratios=ratio, progress=progress)
             rows[label] = _row(given, "r", ratio, switched)
             if sdedit:
-                with bar(f"SDEdit, {label}") as progress:
-                    noised = editing.sdedit(
-                        pipeline, given, [target], strengths=sdedit, seed=seed, progress=progress, **settings
-                    )
-                rows[f"{label}, SDEdit"] = _row(given, "strength", sdedit, noised)
-        if len(rows) == len(ratio) == 1:
-            shown = switched[0, 0]
-        else:
-            shown = media.stacked({label: media.side_by_side(row) for label, row in rows.items()})
-        save(context, edited, out, shown, {})
+                rows[f"{label}, SDEdit"] = _noised(label, pipeline, given, target, sdedit, seed, settings)
+        several = media.stacked({label: media.side_by_side(row) for label, row in rows.items()})
+        save(context, edited, out, switched[0, 0] if len(rows) == len(ratio) == 1 else several, {})
+
+
+def _noised(
+    label: str,
+    pipeline: Any,
+    given: Pictures,
+    target: str,
+    strengths: list[float],
+    seed: int,
+    settings: dict[str, Any],
+) -> dict[str, Picture]:
+    """The row of SDEdit."""
+    from smooth.edit.edit import sdedit
+
+    with bar(f"SDEdit, {label}") as progress:
+        made = sdedit(pipeline, given, [target], strengths=strengths, seed=seed, progress=progress, **settings)
+    return _row(given, "strength", strengths, made)
 
 
 def _row(given: Pictures, name: str, values: list[float], made: npt.NDArray[np.uint8]) -> dict[str, Picture]:

@@ -26,8 +26,7 @@ from torch.nn import functional
 from smooth.diffusion import sampler
 from smooth.diffusion.inversion import Walk
 from smooth.edit import Progress
-from smooth.edit.edit import check_pictures
-from smooth.edit.generate import check
+from smooth.edit.generate import check, check_pictures
 from smooth.models.pipeline import decode_latents, encode_pictures
 
 MAX_POINTS = 32

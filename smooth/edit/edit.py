@@ -19,7 +19,7 @@ from torch import Tensor
 from smooth.diffusion import sampler
 from smooth.diffusion.inversion import Walk
 from smooth.edit import Progress
-from smooth.edit.generate import check, image_size
+from smooth.edit.generate import check, check_pictures
 from smooth.edit.invert import Inversion
 from smooth.models.pipeline import decode_latents
 
@@ -148,10 +148,7 @@ def sdedit(
     check_pictures(pipeline, pictures)
     _check_prompts(len(pictures), targets)
     check(pipeline, steps, guidance, *targets)
-    _check_shares("strengths", strengths)
-    lengths = [int(steps * strength) for strength in strengths]  # as diffusers counts them
-    if 0 in lengths:
-        raise ValueError(f"strengths={list(strengths)} with steps={steps}: give each at least 1/steps, for one step")
+    lengths = _lengths(steps, strengths)
     painter = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     painter.set_progress_bar_config(disable=True)
     made, before = [], 0
@@ -177,18 +174,13 @@ def sdedit(
     return np.stack(made)
 
 
-def check_pictures(pipeline: Any, pictures: Pictures) -> None:
-    """Refuse what the VAE can't take.
-
-    Raises:
-        ValueError: another shape or dtype than (B, H, W, 3) uint8, or sides that the VAE does not divide.
-    """
-    factor, shape = int(pipeline.vae_scale_factor), pictures.shape
-    if pictures.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] % factor or shape[2] % factor:
-        raise ValueError(
-            f"pictures of {pictures.dtype} and shape {shape}; give uint8 (B, H, W, 3) with sides that are multiples of "
-            f"{factor}, best {image_size(pipeline)}"
-        )
+def _lengths(steps: int, strengths: Sequence[float]) -> list[int]:
+    """The steps that SDEdit takes at each strength, as diffusers counts them."""
+    _check_shares("strengths", strengths)
+    lengths = [int(steps * strength) for strength in strengths]
+    if 0 in lengths:
+        raise ValueError(f"strengths={list(strengths)} with steps={steps}: give each at least 1/steps, for one step")
+    return lengths
 
 
 def _check_prompts(pictures: int, prompts: Sequence[str]) -> None:

@@ -99,3 +99,17 @@ def check(pipeline: Any, steps: int, guidance: float, *texts: str) -> None:
     for text in texts:
         if len(text) > LONGEST_PROMPT:
             raise ValueError(f"a prompt of {len(text)} characters; give at most {LONGEST_PROMPT}")
+
+
+def check_pictures(pipeline: Any, pictures: npt.NDArray[np.uint8]) -> None:
+    """Refuse what the VAE can't take.
+
+    Raises:
+        ValueError: another shape or dtype than (B, H, W, 3) uint8, or sides that the VAE does not divide.
+    """
+    factor, shape = int(pipeline.vae_scale_factor), pictures.shape
+    if pictures.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] % factor or shape[2] % factor:
+        raise ValueError(
+            f"pictures of {pictures.dtype} and shape {shape}; give uint8 (B, H, W, 3) with sides that are multiples of "
+            f"{factor}, best {image_size(pipeline)}"
+        )

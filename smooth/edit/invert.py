@@ -19,7 +19,7 @@ from smooth.diffusion import inversion as walks
 from smooth.diffusion import sampler
 from smooth.diffusion.inversion import Walk
 from smooth.edit import Progress
-from smooth.edit.generate import check, image_size
+from smooth.edit.generate import check, check_pictures
 from smooth.models.pipeline import decode_latents, encode_pictures
 
 RECIPE = 2  # raise when the same settings give other numbers
@@ -199,13 +199,7 @@ def _check(
     null_text_steps: int,
 ) -> None:
     check(pipeline, steps, guidance, *prompts)
-    factor = int(pipeline.vae_scale_factor)
-    shape = pictures.shape
-    if pictures.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] % factor or shape[2] % factor:
-        raise ValueError(
-            f"pictures of {pictures.dtype} and shape {shape}; give uint8 (B, H, W, 3) with sides that are multiples of "
-            f"{factor}, best {image_size(pipeline)}"
-        )
+    check_pictures(pipeline, pictures)
     if not len(pictures) == len(prompts) >= 1:
         raise ValueError(f"{len(pictures)} pictures with {len(prompts)} prompts; give each picture one")
     if not 0 <= null_text_steps <= 100:

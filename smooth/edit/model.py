@@ -93,7 +93,7 @@ def open_model(
         ModelError: it can't be read, or what was trained does not fit the base.
     """
     name = meant(name)
-    subject = subjects.find(name, base or ModelConfig(), scratch, _fetch)
+    subject = subjects.find(name, base or ModelConfig(), scratch)
     found = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_pipeline(subject.base, revision=subject.revision, device=found, dtype=dtype)
     if subject.trained is None:
@@ -126,10 +126,3 @@ def meant(name: str) -> str:
     from smooth import registry
 
     return registry.resolve(name)
-
-
-def _fetch(name: str, root: str) -> tuple[str, str | None, str]:
-    """From MLflow, which takes seconds to import and is asked for registered names alone."""
-    from smooth import registry
-
-    return registry.fetch(name, root)

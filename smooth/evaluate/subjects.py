@@ -50,7 +50,14 @@ def base_of(subject: Subject) -> Subject:
 Fetch = Callable[[str, str], tuple[str, str | None, str]]
 
 
-def find(name: str, base: ModelConfig, scratch: str, fetch: Fetch) -> Subject:
+def _registered(uri: str, root: str) -> tuple[str, str | None, str]:
+    """:func:`smooth.registry.fetch`; MLflow takes seconds to import, and only registered names need it."""
+    from smooth import registry
+
+    return registry.fetch(uri, root)
+
+
+def find(name: str, base: ModelConfig, scratch: str, fetch: Fetch = _registered) -> Subject:
     """The model that a person means.
 
     Args:

@@ -60,16 +60,9 @@ def _export(
     with tempfile.TemporaryDirectory(prefix="smooth-export-") as scratch:
         belongs = RunConfig.load(preset, []).model
         if base is not None:
-            named = subjects.find(base, belongs, scratch, _fetch)
+            named = subjects.find(base, belongs, scratch)
             if named.trained is not None:
                 raise ExportError(f"--base {base} is no whole pipeline; give a diffusers folder or a hub id")
             belongs = ModelConfig(base=named.base, revision=named.revision)
-        subject = subjects.find(model, belongs, scratch, _fetch)
+        subject = subjects.find(model, belongs, scratch)
         print(f"wrote {write(subject, known, Path(out), strength=strength, force=force)}")
-
-
-def _fetch(uri: str, root: str) -> tuple[str, str | None, str]:
-    """A registered model; MLflow is loaded for these alone."""
-    from smooth import registry
-
-    return registry.fetch(uri, root)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from smooth.config import REGISTERED
+from smooth.edit import options
 
 if TYPE_CHECKING:
     from smooth.edit.model import EditModel
@@ -35,14 +36,13 @@ class Models:
             ValueError: not offered, gone from the registry, or not to be read.
         """
         from smooth.edit.model import meant
-        from smooth.edit.options import open_quietly
 
         if not name or (name not in self.names and not name.startswith(REGISTERED)):
             raise ValueError(f"there is no model {name or 'chosen'}; choose one of the list")
         name = meant(name)
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = open_quietly(name, self.base)
+                self._loaded[name] = options.open_quietly(name, self.base)
             self._loaded.move_to_end(name)
             while len(self._loaded) > MOST_LOADED:
                 self._loaded.popitem(last=False)
@@ -76,9 +76,7 @@ def label_of(name: str) -> str:
 
 def levels(edited: EditModel, strength: float, compare: bool) -> dict[str, float]:
     """Strengths to work with, by their labels; a whole pipeline has but one."""
-    if not edited.has_base:
-        return {"base": 1.0}
-    return ({"base": 0.0} if compare else {}) | {"smooth": float(strength)}
+    return options.levels(edited, float(strength), compare) if edited.has_base else {"base": 1.0}
 
 
 def _told(aliases: Sequence[str]) -> str:
