@@ -167,7 +167,8 @@ def _kill_a_worker_after(checkpoints: Path, step: int) -> None:
 def test_a_killed_stage_goes_on_from_its_checkpoint_with_fewer_workers_to_the_same_weights(
     runner: Runner, uninterrupted: dict[str, Any]
 ) -> None:
-    config = runner.config("killed")
+    slowly = "train.validate_every=1"  # so that there is time to kill it in
+    config = runner.config("killed", slowly)
     folder = config.stage_dir("train")
     killer = threading.Thread(target=_kill_a_worker_after, args=(Path(folder, "checkpoints"), 2), daemon=True)
     killer.start()
@@ -175,7 +176,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_with_fewer_workers_to_the_sa
         launch.run(config)
     killer.join(timeout=5)
     assert not store.is_complete(folder)
-    manifest = launch.run(runner.config("killed", "train.workers=1", "train.zero_stage=0"))
+    manifest = launch.run(runner.config("killed", slowly, "train.workers=1", "train.zero_stage=0"))
     assert manifest["samples_seen"] == 4 * STEPS
     assert runner.history(manifest, "loss") == pytest.approx(runner.history(uninterrupted, "loss"), rel=1e-5)
     assert runner.history(manifest, "workers")[STEPS] == 1
