@@ -55,7 +55,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of different size: {a.mean.size} and {b.mean.size}")
     if reason := bias(a, b):
-        warnings.warn(reason, BiasWarning, stacklevel=2)
+        warnings.warn(f"a Fréchet distance is {reason}", BiasWarning, stacklevel=2)
     return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+ROWS = 1024  # of features whose float64 copy is in memory at once
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ class Moments:
             self.mean + shift * (other.n / n),
             self.scatter + other.scatter + np.outer(shift, shift) * (self.n * other.n / n),
         )
+
+    @classmethod
+    def merged(cls, features: npt.NDArray[np.floating]) -> Moments:
+        """Of features (N, D), N >= 1, block by block: the same, and no float64 copy of all of them.
+
+        Raises:
+            ValueError: another shape, or a number that is not finite.
+        """
+        blocks = (cls.of(features[start : start + ROWS]) for start in range(0, max(len(features), 1), ROWS))
+        return reduce(add, blocks)
 
     @property
     def covariance(self) -> FloatArray:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smooth.evaluate import cmmd, networks
-from smooth.evaluate.frechet import bias, gaussian_distance, kernel_distance
+from smooth.evaluate.frechet import bias, frechet_distance, kernel_distance
 from smooth.evaluate.istd import bootstrap
 from smooth.evaluate.manifold import DENSITY_K, PRECISION_K, manifold
 from smooth.evaluate.metric import Metric
@@ -73,9 +73,8 @@ def clip_difference(
 
 
 def _frechet(name: str, model: str, found: npt.NDArray[Any], reference: npt.NDArray[Any], stamp: Stamp) -> Metric:
-    fit, target = Moments.of(found), Moments.of(reference)
-    value = gaussian_distance(fit.mean, fit.covariance, target.mean, target.covariance)
-    return Metric(name, model, value, None, None, len(found), stamp, note=bias(fit, target))
+    fit, target = Moments.merged(found), Moments.merged(reference)
+    return Metric(name, model, frechet_distance(fit, target), None, None, len(found), stamp, note=bias(fit, target))
 
 
 def clip_scores(found: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

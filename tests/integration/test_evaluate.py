@@ -30,7 +30,10 @@ from smooth.models import WEIGHTS_NAME
 from tests.evaluated import trained
 from tests.shards import png
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = [
+    pytest.mark.usefixtures("ray_local"),
+    pytest.mark.filterwarnings("ignore::smooth.evaluate.frechet.BiasWarning"),  # of four pictures
+]
 
 
 @pytest.fixture(scope="module")

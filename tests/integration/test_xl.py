@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.usefixtures("ray_local"),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),  # Ray Data, of its own options
+    pytest.mark.filterwarnings("ignore::smooth.evaluate.frechet.BiasWarning"),  # of few pictures
 ]
 ORIGINAL = (90, 120)  # pixels: height, width
 PICTURES = 6

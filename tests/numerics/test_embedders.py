@@ -175,6 +175,7 @@ def test_cmmd_by_rows_is_that_of_the_whole_matrix_in_little_memory(monkeypatch: 
     assert peak < 5 * 64 * 1500 * 8  # a matrix of 1500 by 1500 has five times that
 
 
+@pytest.mark.filterwarnings("ignore::smooth.evaluate.frechet.BiasWarning")  # they are few
 def test_painters_embed_beside_the_other_features_and_metrics_are_told_by_label(models: EvaluateConfig) -> None:
     at_hand = networks.find(models, 64)
     _, clip, dinov2 = at_hand

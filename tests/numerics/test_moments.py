@@ -35,6 +35,16 @@ def test_merged_parts_give_the_whole(parts: int) -> None:
         assert frechet_distance(merged, other) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 30, 211, 1024])
+def test_features_in_blocks_are_the_features(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smooth.evaluate.moments.ROWS", rows)
+    x = features(np.random.default_rng(0), 211)
+    merged = Moments.merged(x)
+    assert merged.n == 211
+    np.testing.assert_allclose(merged.mean, x.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(merged.covariance, np.cov(x, rowvar=False), rtol=1e-11, atol=1e-12)
+
+
 def test_a_large_offset_costs_no_digits() -> None:
     """Spread 1 about 1e8: moving all vectors changes no covariance; sums of x x^T keep no digit of it."""
     rng = np.random.default_rng(3)
@@ -53,6 +63,8 @@ def test_what_does_not_add_up_is_refused() -> None:
         Moments.of(np.zeros((4, 2))) + Moments.of(np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"expected features \(N >= 1, D\), got \(4,\)"):
         Moments.of(np.zeros(4))
+    with pytest.raises(ValueError, match=r"expected features \(N >= 1, D\), got \(0, 4\)"):
+        Moments.merged(np.zeros((0, 4)))
     with pytest.raises(ValueError, match="not finite"):
         Moments.of(np.array([[0.0, np.nan]]))
     with pytest.raises(ValueError, match="needs two feature vectors"):

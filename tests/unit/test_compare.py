@@ -12,10 +12,9 @@ import torchvision
 
 from smooth.evaluate import networks
 from smooth.evaluate.compare import metric_key, metrics_of, summary_of
-from smooth.evaluate.frechet import frechet_distance
+from smooth.evaluate.frechet import BiasWarning, gaussian_distance
 from smooth.evaluate.manifold import manifold
 from smooth.evaluate.metric import Metric, StampError
-from smooth.evaluate.moments import Moments
 from smooth.evaluate.perceptual import PerceptualNetwork
 from tests.protocols import protocol
 
@@ -118,13 +117,15 @@ def test_inceptions_features_follow_and_give_fid(metrics: dict[tuple[str, str], 
         at_hand = (OWN, networks.inception(digest, {}))
         both = metrics_of(replace(PROTOCOL, networks=at_hand), base, smooth, sets[2])
         (metric,) = [metric for metric in both if (metric.name, metric.model) == (name, "smooth")]
-        expected = frechet_distance(Moments.of(sets[1][1]), Moments.of(sets[2][1]))
-        assert metric.value == pytest.approx(expected)
+        ours, theirs = ((x.mean(0, dtype=np.float64), np.cov(x, rowvar=False)) for x in (sets[1][1], sets[2][1]))
+        assert metric.value == pytest.approx(gaussian_distance(*ours, *theirs), rel=1e-5)
+        assert not metric.note
         assert metric.stamp["weights"] == digest
         assert len({metric_key(metric) for metric in both}) == len(both)
     assert metric_key(metric) == "evaluate/frechet_inception_v3_abababab_smooth"
 
 
+@pytest.mark.filterwarnings("ignore::smooth.evaluate.frechet.BiasWarning")  # they are few
 def test_five_pictures_leave_precision_unavailable() -> None:
     few = replace(found(0), features=[found(0).features[0][:5]])
     metrics = {metric.name: metric for metric in metrics_of(PROTOCOL, few, few, found(3).features)}
@@ -138,3 +139,14 @@ def test_two_prompts_leave_the_diversity_unavailable() -> None:
     metrics = metrics_of(replace(PROTOCOL, prompts=PROTOCOL.prompts[:2]), few, few, reference)
     (metric,) = [metric for metric in metrics if (metric.name, metric.model) == ("sample diversity", "base")]
     assert metric.text() == "unavailable: 2 prompts tell no interval of the diversity; raise evaluate.prompts to 3"
+
+
+def test_a_frechet_distance_of_fewer_pictures_than_dimensions_is_warned_of_in_the_log_and_beside_the_value() -> None:
+    few = replace(found(0), features=[found(0).features[0][:7]])
+    with pytest.warns(
+        BiasWarning, match=r"is biased upwards: the covariance of 7 pictures.* 8 dimensions; compare KID"
+    ):
+        metrics = metrics_of(PROTOCOL, few, found(1), found(3).features)
+    notes = {m.model: m.note for m in metrics if m.name == "Fréchet distance (EfficientNet-Lite0)"}
+    assert notes["base"].startswith("biased upwards: the covariance of 7 pictures is singular in 8 dimensions")
+    assert not notes["smooth"]
