@@ -308,6 +308,7 @@ class EvaluateConfig(Section):
     frames: int = Field(11, ge=3, description="pictures from noise to noise")
     pictures: int = Field(1000, ge=2, description="pictures of the Fréchet and kernel distances")
     reconstructions: int = Field(0, ge=0, description="real pictures that are inverted and painted again")
+    path_lengths: int = Field(0, ge=0, description="paths of the perceptual path length (PPL), two pictures each")
     null_text_steps: int = Field(10, ge=1, description="of the optimizer, for each step of null-text inversion")
     inception_weights: str | None = Field(None, description="torch-fidelity's file, for FID; None: torch's hub cache")
     clip: str | None = Field(
@@ -321,6 +322,13 @@ class EvaluateConfig(Section):
     reconstruction_batch: int = runtime(4, "pictures inverted at once; null-text inversion needs gradients", ge=1)
     actors: int = runtime(2, "sampling actors", ge=1)
     gpus_per_actor: float = runtime(0.0, "GPUs each actor holds", ge=0)
+
+    def identity(self) -> dict[str, Any]:
+        """Without paths it is what it was before there were any: what was measured then stays."""
+        found = super().identity()
+        if not self.path_lengths:
+            del found["path_lengths"]
+        return found
 
 
 class RegisterConfig(Section):

@@ -76,7 +76,6 @@ def embed(pipeline: Any, prompts: Sequence[str], negative: str = "") -> dict[str
     return dict(zip(names, found, strict=False))  # two in Stable Diffusion 1 and 2
 
 
-@torch.inference_mode()
 def sample(
     pipeline: Any,
     prompts: Sequence[str] | Mapping[str, torch.Tensor],
@@ -99,6 +98,21 @@ def sample(
     Returns:
         (B, H, W, 3) uint8, 0 to 255.
     """
+    pictures = sample_unrounded(pipeline, prompts, noises, steps=steps, guidance=guidance, each_step=each_step)
+    return (pictures * 255).round().astype("uint8")
+
+
+@torch.inference_mode()
+def sample_unrounded(
+    pipeline: Any,
+    prompts: Sequence[str] | Mapping[str, torch.Tensor],
+    noises: torch.Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    each_step: Callable[[], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """The pictures of :func:`sample` before they become bytes: (B, H, W, 3) float32 in [0, 1]."""
     latents = noises.to(device=pipeline.device, dtype=pipeline.dtype)
     height, width = (int(pipeline.vae_scale_factor) * side for side in noises.shape[-2:])
     told = prompts if isinstance(prompts, Mapping) else {"prompt": list(prompts)}
@@ -119,4 +133,4 @@ def sample(
         output_type="np",
         callback_on_step_end=after,
     ).images
-    return (pictures * 255).round().astype("uint8")
+    return pictures

@@ -9,7 +9,7 @@ from typing import Protocol as Typing
 import numpy as np
 import numpy.typing as npt
 
-from smooth.evaluate import istd, reconstruction
+from smooth.evaluate import istd, paths, reconstruction
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.networks import EFFICIENTNET, METRICS
 from smooth.evaluate.perceptual import PerceptualNetwork
@@ -42,6 +42,10 @@ class Measured(Typing):
         """(P, F - 1) LPIPS of neighbouring frames, where its network is there."""
 
     @property
+    def path_lengths(self) -> paths.Lengths:
+        """(K,) by each distance."""
+
+    @property
     def features(self) -> Features:
         """Of single pictures."""
 
@@ -61,6 +65,8 @@ def metrics_of(
         metrics.append(lpips_istd_of(protocol, name, measured.perceptual, network))
         metrics += _quality(protocol, name, measured.features, reference)
     metrics.append(istd_difference(protocol, base.distances, smooth.distances))
+    if protocol.path_lengths:
+        metrics += paths.metrics(protocol, base.path_lengths, smooth.path_lengths, network)
     for each, ours, theirs in zip(protocol.networks, smooth.features, base.features, strict=True):
         if each.kind == "clip":
             metrics.append(clip_difference(each, theirs, ours, protocol.picture_stamp, protocol.seed))

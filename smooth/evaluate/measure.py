@@ -106,14 +106,14 @@ def measure(comparison: Comparison) -> Found:
     protocol, evaluate = comparison.protocol, comparison.config.evaluate
     models: tuple[Model, ...] = ("base", "smooth")
     folders = {model: comparison.blocks(model) for model in models}
-    sampling = Sampling(protocol, folders, evaluate.batch_size, evaluate.reconstruction_batch)
-    with Studio(comparison, real) as studio:
+    sampling = Sampling(protocol, folders, evaluate.batch_size, evaluate.reconstruction_batch, network)
+    with Studio(comparison, real, network) as studio:
         _measure_references(comparison, studio)
         prompts = sampling.run(studio.pool, evaluate.until_ci)
     return Found(
         protocol.stopped(prompts, evaluate.until_ci),
-        sampling.measurement("base", prompts, network),
-        sampling.measurement("smooth", prompts, network),
+        sampling.measurement("base", prompts),
+        sampling.measurement("smooth", prompts),
         [store.read_array(path) for path in comparison.references],
         real,
         network,
@@ -127,9 +127,10 @@ class Studio(AbstractContextManager["Studio"]):
     A dead one is restarted and its block sampled again.
     """
 
-    def __init__(self, comparison: Comparison, real: Captioned | None) -> None:
+    def __init__(self, comparison: Comparison, real: Captioned | None, network: PerceptualNetwork | None) -> None:
         self._comparison = comparison
         self._real = real
+        self._network = network if comparison.protocol.path_lengths else None
         self._actors: list[Any] = []
         self._arguments: tuple[Any, ...] = ()  # held while there are actors: one that is restarted takes them again
 
@@ -155,7 +156,8 @@ class Studio(AbstractContextManager["Studio"]):
         )
         cuda = evaluate.gpus_per_actor > 0
         contents = [networks.contents(network) for network in asked.protocol.networks]
-        self._arguments = (asked.subjects, ray.put(asked.protocol), cuda, ray.put(contents), ray.put(self._real))
+        held = [ray.put(each) for each in (contents, self._real, self._network)]
+        self._arguments = (asked.subjects, ray.put(asked.protocol), cuda, *held)
         return [actor.remote(*self._arguments) for _ in range(evaluate.actors)]
 
 

@@ -70,6 +70,12 @@ class PerceptualNetwork:
         self._network = network.to(device)
         self.device = torch.device(device)
 
+    def to(self, device: torch.device) -> PerceptualNetwork:
+        """Itself, moved."""
+        self._network.to(device)
+        self.device = device
+        return self
+
     @property
     def stamp(self) -> dict[str, str | int | float]:
         """What a distance depends on besides the pictures; LPIPS is LPIPS only with the known weights."""

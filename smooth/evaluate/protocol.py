@@ -43,6 +43,8 @@ class Protocol:
     """real pictures that are inverted and painted again"""
     null_text_steps: int = 10
     """of the optimizer, for each step of null-text inversion"""
+    path_lengths: int = 0
+    """paths of the perceptual path length, each with two noises and the prompt of a single picture"""
     until_ci: float | None = None
     """the width that ended the interpolations early, which makes their intervals a little too narrow; None: all"""
 
@@ -77,11 +79,12 @@ class Protocol:
             data=_data(config),
             reconstructions=evaluate.reconstructions,
             null_text_steps=evaluate.null_text_steps,
+            path_lengths=evaluate.path_lengths,
         )
 
     def first(self, prompts: int) -> Protocol:
         """The same on the first ``prompts`` (at most those that there are), with their noises; no single pictures."""
-        return replace(self, prompts=self.prompts[:prompts], picture_prompts=(), reconstructions=0)
+        return replace(self, prompts=self.prompts[:prompts], picture_prompts=(), reconstructions=0, path_lengths=0)
 
     def stopped(self, prompts: int, until_ci: float | None) -> Protocol:
         """What was sampled when it ended after ``prompts``, by ``until_ci`` where that is fewer than all."""
@@ -93,9 +96,11 @@ class Protocol:
     def fingerprint(self) -> str:
         """16 hex digits over all that is sampled: pictures are kept under it and shared by evaluations.
 
-        Networks judge pictures and don't change them.
+        Networks judge pictures and don't change them; a path is the same among however many.
         """
-        return _digest(asdict(replace(self, networks=())))
+        facts = asdict(replace(self, networks=()))
+        del facts["path_lengths"]
+        return _digest(facts)
 
     @property
     def references(self) -> str:
@@ -131,6 +136,15 @@ class Protocol:
             "reference": self.reference or self.data,
             "reference_order": self.reference_order,
         }
+
+    def path_prompt(self, path: int) -> str:
+        """Prompt of a path; those of the single pictures go round."""
+        return self.picture_prompts[path % len(self.picture_prompts)]
+
+    @property
+    def path_stamp(self) -> dict[str, str | int | float]:
+        """The part of perceptual path lengths."""
+        return {**self.stamp, "prompts": _digest([self.path_prompt(path) for path in range(self.path_lengths)])}
 
     @property
     def reconstruction_stamp(self) -> dict[str, str | int | float]:

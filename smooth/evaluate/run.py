@@ -69,6 +69,7 @@ def compare(config: RunConfig, model: Subject, against: Subject, names: tuple[st
     comparison = _comparison(config, model, against)
     parts = [str(STAGE_VERSIONS["evaluate"]), comparison.protocol.fingerprint, model.identity, against.identity]
     parts += [str(config.evaluate.until_ci), *_named(config, comparison.protocol)]
+    parts += [f"{paths} paths"] if (paths := config.evaluate.path_lengths) else []
     fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
     folder = store.join(evaluations(config), f"models-{fingerprint}")
     if (finished := _finished(folder, config)) is not None:

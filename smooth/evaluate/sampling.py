@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from smooth import progress, store
-from smooth.evaluate import diversity
-from smooth.evaluate.networks import Network
+from smooth.evaluate import diversity, paths
 from smooth.evaluate.perceptual import PerceptualNetwork, perceptual_distances
 from smooth.evaluate.protocol import Protocol as Sampled
 from smooth.evaluate.running import Running
 from smooth.evaluate.worker import Block, Model, blocks
 
 Task = tuple[Model, Block, tuple[int, ...], bool]
-"""a block, the numbers of the networks that are to judge it, and whether its pictures are there"""
+"""a block, the numbers of the networks (or distances) that are to judge it, and whether its pictures are there"""
 LOOK_EVERY = 20  # prompts between two looks at whether the interval is tight enough
 
 
@@ -45,17 +44,29 @@ class Measurement:
     """(R, 3, H, W, 3) real pictures painted again in each way, where any were"""
     perceptual: npt.NDArray[np.float64] | None
     """(P, F - 1) LPIPS between neighbouring frames, where its network is there"""
+    path_lengths: list[npt.NDArray[np.float64]]
+    """(K,) of the protocol's paths by each distance"""
 
 
 class Sampling:
     """One evaluation's pictures: what is there of each model, and what is still to be sampled."""
 
     def __init__(
-        self, protocol: Sampled, folders: dict[Model, str], batch_size: int, reconstruction_batch: int = 1
+        self,
+        protocol: Sampled,
+        folders: dict[Model, str],
+        batch_size: int,
+        reconstruction_batch: int = 1,
+        network: PerceptualNetwork | None = None,
     ) -> None:
-        """``folders`` keep each model's finished blocks of ``batch_size`` pictures, of reconstructions of fewer."""
+        """``folders`` keep each model's finished blocks of ``batch_size`` pictures, of reconstructions of fewer.
+
+        ``network`` is LPIPS's, where its file is there.
+        """
         self._protocol = protocol
         self._folders = folders
+        self._network = network
+        self._paths = blocks("paths", protocol.path_lengths, max(batch_size // 2, 1))  # two pictures each
         self._frames = blocks("frames", len(protocol.prompts) * protocol.frames, batch_size)
         self._pictures = blocks("pictures", len(protocol.picture_prompts), batch_size)
         self._reconstructions = blocks("reconstructions", protocol.reconstructions, reconstruction_batch)
@@ -73,7 +84,8 @@ class Sampling:
         """
         self._there = {(model, name) for model, folder in self._folders.items() for name in store.names(folder)}
         prompts = len(self._protocol.prompts)
-        todo = [(model, block) for model in self._folders for block in [*self._pictures, *self._reconstructions]]
+        whole = [*self._pictures, *self._paths, *self._reconstructions]
+        todo = [(model, block) for model in self._folders for block in whole]
         begin = 0
         for end in [prompts] if until_ci is None else [*range(LOOK_EVERY, prompts, LOOK_EVERY), prompts]:
             first, last = begin * self._protocol.frames, end * self._protocol.frames
@@ -85,8 +97,9 @@ class Sampling:
         self._report(self._done)
         return end
 
-    def measurement(self, model: Model, prompts: int, network: PerceptualNetwork | None = None) -> Measurement:
-        """What the blocks of a model reduce to, one interpolation in memory at a time; ``network`` is LPIPS's."""
+    def measurement(self, model: Model, prompts: int) -> Measurement:
+        """What the blocks of a model reduce to, one interpolation in memory at a time."""
+        network = self._network
 
         def strips() -> Iterator[npt.NDArray[np.uint8]]:
             return self._strips(model, prompts)
@@ -95,20 +108,23 @@ class Sampling:
         return Measurement(
             distances=self._running[model].distances(prompts),
             spreads=diversity.spreads(lambda: (strip / 255.0 for strip in strips())),
-            features=[
-                np.concatenate([self._load(model, _features(block, network)) for block in self._pictures])
-                for network in self._protocol.networks
-            ],
+            features=self._judged(model, self._pictures),
             strips=np.stack([strip for strip, _ in zip(strips(), range(self._protocol.strips), strict=False)]),
             reconstructed=np.concatenate(painted) if painted else None,
             perceptual=None if network is None else np.concatenate([_lpips(strip, network) for strip in strips()]),
+            path_lengths=self._judged(model, self._paths),
         )
+
+    def _judged(self, model: Model, judged: list[Block]) -> list[npt.NDArray[Any]]:
+        """What was made of all blocks of a kind, by each network or distance."""
+        parts = [[self._load(model, name) for name in self._names(block)] for block in judged]
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
     def _sample(self, pool: Callable[[], Pool], todo: list[tuple[Model, Block]]) -> None:
         missing: list[Task] = []
         for model, block in todo:
             kept, networks = (model, block.name) in self._there, self._lacking(model, block)
-            if kept and not networks:
+            if not networks and (kept or block.kind == "paths"):
                 self._take(model, block, self._read(model, block) if block.kind == "frames" else None)
             else:
                 missing.append((model, block, networks, kept))
@@ -120,25 +136,32 @@ class Sampling:
             return actor.result.remote(model, block, networks, self._read(model, block) if kept else None)
 
         asked = {(model, block): networks for model, block, networks, _ in missing}
-        for model, block, pictures, features in pool().map_unordered(ask, missing):
-            for number, found in zip(asked[model, block], features, strict=True):
-                self._keep(model, _features(block, self._protocol.networks[number]), found)
+        total = sum(block.pictures for block in [*self._frames, *self._pictures, *self._paths, *self._reconstructions])
+        for model, block, pictures, made in pool().map_unordered(ask, missing):
+            names = self._names(block)
+            for number, found in zip(asked[model, block], made, strict=True):
+                self._keep(model, names[number], found)
             if pictures is not None:
                 self._keep(model, block.name, pictures)
-                self.sampled += block.stop - block.start
+            self.sampled += block.pictures if pictures is not None or block.kind == "paths" else 0
             self._take(model, block, pictures)
-            each = self._frames[-1].stop + self._pictures[-1].stop + self._protocol.reconstructions
-            self._report(len(self._folders) * each)
+            self._report(len(self._folders) * total)
 
     def _lacking(self, model: Model, block: Block) -> tuple[int, ...]:
-        """Numbers of the protocol's networks by which a block's features are not there."""
-        if block.kind != "pictures":
-            return ()
-        networks = enumerate(self._protocol.networks)
-        return tuple(number for number, each in networks if (model, _features(block, each)) not in self._there)
+        """Numbers of the networks or distances by which a block's features or lengths are not there."""
+        return tuple(number for number, name in enumerate(self._names(block)) if (model, name) not in self._there)
+
+    def _names(self, block: Block) -> list[str]:
+        """Files with what is made of a block besides its pictures, by each network or distance."""
+        folders: list[str] = []
+        if block.kind == "pictures":
+            folders = [f"{network.kind}-{network.identity}" for network in self._protocol.networks]
+        elif block.kind == "paths":
+            folders = paths.kept_under(self._network)
+        return [f"{folder}/{block.name}" for folder in folders]
 
     def _take(self, model: Model, block: Block, pictures: npt.NDArray[np.uint8] | None) -> None:
-        self._done += block.stop - block.start
+        self._done += block.pictures
         if block.kind == "frames" and pictures is not None:
             self._running[model].add(block.start, pictures)
 
@@ -169,11 +192,6 @@ class Sampling:
 
     def _load(self, model: Model, name: str) -> npt.NDArray[Any]:
         return store.read_array(store.join(self._folders[model], name))
-
-
-def _features(block: Block, network: Network) -> str:
-    """Name of the file with a block's features."""
-    return f"{network.kind}-{network.identity}/{block.name}"
 
 
 def _lpips(strip: npt.NDArray[np.uint8], network: PerceptualNetwork) -> npt.NDArray[np.float64]:

@@ -13,11 +13,12 @@ import torch
 
 from smooth.diffusion import sampler
 from smooth.diffusion.inversion import Walk
-from smooth.evaluate import frames, reconstruction
+from smooth.evaluate import frames, paths, reconstruction
 from smooth.evaluate.embedders import EmbeddingNetwork
 from smooth.evaluate.features import FeatureNetwork
 from smooth.evaluate.inception import InceptionNetwork
 from smooth.evaluate.networks import Contents, Network
+from smooth.evaluate.perceptual import PerceptualNetwork
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.real import Captioned, Encoded, decoded
 from smooth.evaluate.subjects import Subject
@@ -25,14 +26,16 @@ from smooth.models import trained
 from smooth.models.pipeline import ModelError, load_pipeline
 
 Model = Literal["base", "smooth"]
-Kind = Literal["frames", "pictures", "reconstructions"]
+Kind = Literal["frames", "pictures", "reconstructions", "paths"]
 Features = list[npt.NDArray[np.float32]]
 """(B, D) of some networks, in the order in which they were asked for"""
+Lengths = list[npt.NDArray[np.float64]]
+"""(B,) of paths by some distances, likewise"""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures ``start`` to ``stop`` of a kind: frames count prompt by prompt, the others one each."""
+    """Pictures (or paths) ``start`` to ``stop`` of a kind: frames count prompt by prompt, the others one each."""
 
     kind: Kind
     start: int
@@ -42,6 +45,11 @@ class Block:
     def name(self) -> str:
         """File name of its cached result."""
         return f"{self.kind}-{self.start:07d}-{self.stop:07d}.npy"
+
+    @property
+    def pictures(self) -> int:
+        """That it counts for: of a path, both ends of its step."""
+        return (self.stop - self.start) * (2 if self.kind == "paths" else 1)
 
 
 def blocks(kind: Kind, total: int, size: int) -> list[Block]:
@@ -59,6 +67,7 @@ class Painter:
         cuda: bool,
         contents: Sequence[Contents] = (),
         real: Captioned | None = None,
+        perceptual: PerceptualNetwork | None = None,
     ) -> None:
         """Load all of it.
 
@@ -68,6 +77,7 @@ class Painter:
             cuda: on a GPU.
             contents: files of each of the protocol's networks.
             real: what is inverted and painted again.
+            perceptual: LPIPS's network, for path lengths.
 
         Raises:
             ModelError: a model can't be loaded, the two take noises of different shapes, or one can't be inverted.
@@ -75,6 +85,7 @@ class Painter:
         device = torch.device("cuda" if cuda else "cpu")
         self._protocol = protocol
         self._real = real
+        self._perceptual = None if perceptual is None else perceptual.to(device)
         self._switches: dict[Model, Callable[[], Any]] = _load(subjects, device)
         shapes = {
             model: sampler.latent_shape(switch(), protocol.image_size) for model, switch in self._switches.items()
@@ -120,8 +131,15 @@ class Painter:
         block: Block,
         networks: Sequence[int] = (),
         kept: npt.NDArray[np.uint8] | None = None,
-    ) -> tuple[Model, Block, npt.NDArray[np.uint8] | None, Features]:
-        """What is to be kept of a block: its pictures, unless they are ``kept`` yet, and features by ``networks``."""
+    ) -> tuple[Model, Block, npt.NDArray[np.uint8] | None, Features | Lengths]:
+        """What is to be kept of a block: its pictures, unless they are ``kept`` yet, and features by ``networks``.
+
+        Of paths there are lengths alone, by the distances that ``networks`` are the numbers of.
+        """
+        if block.kind == "paths":
+            indices = range(block.start, block.stop)
+            pipeline = self._pipeline(model)
+            return model, block, None, paths.measure(pipeline, self._protocol, indices, self._perceptual, networks)
         if block.kind == "reconstructions":
             return model, block, self._reconstructed(model, block), []
         pictures = self.paint(model, block) if kept is None else kept

@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.usefixtures("ray_local"),
     pytest.mark.filterwarnings("ignore::smooth.evaluate.frechet.BiasWarning"),  # of four pictures
 ]
+PATHS = "evaluate.path_lengths=3"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def mlflow(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(root: Path, tiny_base: str) -> tuple[RunConfig, dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
-        config = trained(tiny_base, root / "artifacts", "evaluate.actors=1")
+        config = trained(tiny_base, root / "artifacts", "evaluate.actors=1", PATHS)
         return config, stage.run(config)
 
 
@@ -85,6 +86,11 @@ def test_metrics_pictures_and_lineage_are_where_people_look(finished: tuple[RunC
         with Image.open(folder / name) as picture:
             assert picture.width > 300
     assert "reconstructions.png" in manifest["pictures"]
+    ppl, difference = (metrics["PPL (pixels)", model] for model in ("smooth", "smooth - base"))
+    assert ppl["low"] < ppl["value"] < ppl["high"]
+    assert (ppl["n"], ppl["stamp"]["paths"], ppl["stamp"]["epsilon"]) == (3, 3, 1e-3)
+    assert difference["value"] == pytest.approx(ppl["value"] - metrics["PPL (pixels)", "base"]["value"])
+    assert "alexnet" in metrics["PPL (LPIPS)", "smooth"]["note"]
     vae, ddim = (metrics[f"PSNR ({way})", "smooth"] for way in ("VAE alone", "DDIM inversion"))
     assert vae["n"] == vae["stamp"]["pictures"] == 8
     assert vae["value"] > ddim["value"]
@@ -118,7 +124,7 @@ def test_two_actors_one_of_them_killed_make_what_one_makes(
 ) -> None:
     """One of the two dies as soon as the first block is there."""
     config, undisturbed = finished
-    again = trained(tiny_base, root / "other", "evaluate.actors=2")
+    again = trained(tiny_base, root / "other", "evaluate.actors=2", PATHS)
     killed = list[int]()
 
     def kill() -> None:
@@ -152,7 +158,7 @@ def test_another_training_shares_the_pictures(
     """Of the base, and of the same weights under another name."""
     config, first = finished
     before = times(base_folder(config).parent)
-    control = trained(tiny_base, root / "artifacts", "evaluate.actors=1", "train.variation.weight=0")
+    control = trained(tiny_base, root / "artifacts", "evaluate.actors=1", PATHS, "train.variation.weight=0")
     assert stage.run(control)["fingerprint"] != first["fingerprint"]
     assert times(base_folder(config).parent) == before
 
@@ -189,7 +195,8 @@ def test_retry_samples_only_what_is_missing(finished: tuple[RunConfig, dict[str,
     folder = Path(config.stage_dir("evaluate"))
     kept, lost = sorted(smooth_blocks(config).glob("*.npy"))[:2]
     bytes_lost, time_kept = lost.read_bytes(), kept.stat().st_mtime_ns
-    for path in (lost, folder / store.MANIFEST):
+    lengths = sorted(smooth_blocks(config).glob("ppl-*/*.npy"))[1]
+    for path in (lost, lengths, folder / store.MANIFEST):
         path.unlink()
     again = stage.run(config)
     assert again["metrics"] == manifest["metrics"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from smooth.evaluate.path_length import path_length, squared_pixels
+from smooth.evaluate.path_length import EPSILON, path_length, squared_pixels
 
 SHAPE = (3, 4, 4)
 
@@ -30,7 +30,7 @@ def identity(_: Sequence[int], noises: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_identity_walks_a_circle(batch_size: int) -> None:
     """A step of epsilon turns by w = epsilon pi / 2; its chord is 2 r sin(w / 2)."""
-    found = path_length(identity, squared_pixels, *circle(10), batch_size=batch_size)
+    found = path_length(identity, squared_pixels, *circle(10), epsilon=1e-4, batch_size=batch_size)
     expected = (2 * 2.0 * math.sin(1e-4 * math.pi / 4) / 1e-4) ** 2
     assert found.per_path == pytest.approx(np.full(10, expected), rel=1e-6)
     assert (found.ppl.value, found.ppl.low, found.ppl.high) == pytest.approx((expected,) * 3, rel=1e-6)
@@ -53,7 +53,7 @@ def test_percentiles_leave_out_what_stylegan2_leaves_out() -> None:
     lengths = torch.arange(301.0, dtype=torch.float64)[torch.randperm(301, generator=torch.Generator().manual_seed(1))]
     found = path_length(
         lambda indices, noises: lengths[list(indices)].reshape(-1, 1, 1, 1),
-        lambda a, _: a.flatten() * 1e-8,
+        lambda a, _: a.flatten() * EPSILON**2,
         *circle(301),
     )
     assert sorted(found.per_path[found.kept].round()) == list(range(3, 298))
@@ -75,7 +75,7 @@ def test_a_still_model_has_no_length_and_a_place_is_drawn_by_the_seed() -> None:
 
 def test_what_tells_nothing_is_refused() -> None:
     starts, ends = circle(4)
-    with pytest.raises(ValueError, match=r"uint8; a step of 0\.0001 needs floating point"):
+    with pytest.raises(ValueError, match=r"uint8; a step of 0\.001 needs floating point"):
         path_length(lambda _, noises: noises.to(torch.uint8), squared_pixels, starts, ends)
     with pytest.raises(ValueError, match="as many starts as ends"):
         path_length(identity, squared_pixels, starts, ends[:3])

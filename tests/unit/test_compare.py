@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Found:
     spreads: np.ndarray
     features: list[np.ndarray]
     perceptual: np.ndarray | None = None
+    path_lengths: Sequence[np.ndarray] = ()
 
 
 def found(seed: int) -> Found:
@@ -65,8 +67,26 @@ def test_lpips_istd_is_listed_with_what_it_needs_and_told_where_its_network_is(
     assert "alexnet" in metrics["LPIPS-ISTD", "smooth"].note
     torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
     network = PerceptualNetwork(str(tmp_path / "alexnet.pth"))
-    both = [replace(found(seed), perceptual=found(seed + 5).distances) for seed in (0, 1)]
-    told = {(m.name, m.model): m for m in metrics_of(PROTOCOL, *both, found(2).features, network=network)}
+    lengths = np.random.default_rng(3).uniform(1, 2, (2, 2, 200))
+    both = [
+        replace(found(seed), perceptual=found(seed + 5).distances, path_lengths=tuple(lengths[seed])) for seed in (0, 1)
+    ]
+    asked = replace(PROTOCOL, path_lengths=200)
+    told = {(m.name, m.model): m for m in metrics_of(asked, *both, found(2).features, network=network)}
+    for number, (name, stamp) in enumerate(
+        {"PPL (pixels)": "squared L2 over all pixels", "PPL (LPIPS)": str(network.stamp["distance"])}.items()
+    ):
+        base, smooth = lengths[:, number]
+        kept = [(np.sort(x)[1] <= x) & (x <= np.sort(x)[-2]) for x in (base, smooth)]  # all but the two extremes
+        assert (told[name, "base"].value, told[name, "base"].n) == (pytest.approx(base[kept[0]].mean()), 198)
+        difference, shared = told[name, "smooth - base"], kept[0] & kept[1]
+        assert (difference.value, difference.n) == (pytest.approx((smooth - base)[shared].mean()), shared.sum())
+        assert difference.low < difference.value < difference.high  # type: ignore[operator]
+        assert (difference.stamp["epsilon"], difference.stamp["distance"]) == (1e-3, stamp)
+        assert metric_key(difference) == f"evaluate/{name[:-1].replace(' (', '_').lower()}_difference"
+    told_without = {(m.name, m.model): m for m in metrics_of(asked, *both, found(2).features)}
+    assert "alexnet" in told_without["PPL (LPIPS)", "smooth"].note
+    assert told_without["PPL (pixels)", "smooth"] == told["PPL (pixels)", "smooth"]
     metric = told["LPIPS-ISTD", "smooth"]
     assert metric.value == pytest.approx(found(6).distances.std(axis=1).mean())
     assert metric.stamp["weights"] == network.sha256

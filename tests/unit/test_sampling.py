@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from smooth.config import EvaluateConfig
 from smooth.evaluate import istd
 from smooth.evaluate.networks import Network
 from smooth.evaluate.protocol import Protocol
@@ -53,6 +55,9 @@ class Actor:
 
     def remote(self, model: Model, block: Block, networks: tuple[int, ...], kept: Any) -> Any:
         part = slice(block.start, block.stop)
+        if block.kind == "paths":
+            self.painted.append((model, block))
+            return model, block, None, [np.arange(block.start, block.stop) + 100.0 * number for number in networks]
         pictures = self._frames[model][part] if block.kind == "frames" else np.full((3, 4, 4, 3), 7, np.uint8)[part]
         if kept is None:
             self.painted.append((model, block))
@@ -117,6 +122,38 @@ def test_another_network_judges_the_pictures_that_were_kept(tmp_path: Path) -> N
     painters.judged.clear()
     sampling(tmp_path, 7, "b").run(lambda: painters, None)
     assert painters.judged == []
+
+
+def test_paths_are_measured_once_and_shared_by_evaluations_of_more_of_them(tmp_path: Path) -> None:
+    """Four paths a block, as each has two pictures."""
+    frames: dict[Model, Any] = {"base": interpolations(7, 0.5), "smooth": interpolations(7, 0.5)}
+    painters = Painters(frames)
+    folders: dict[Model, str] = {"base": str(tmp_path / "base"), "smooth": str(tmp_path / "smooth")}
+
+    def painted(paths: int) -> tuple[list[Any], list[Any]]:
+        painters.painted.clear()
+        sampled = Sampling(replace(of(7), path_lengths=paths), folders, SIZE)
+        sampled.run(lambda: painters, None)
+        assert sampled.sampled == sum(block.pictures for _, block in painters.painted)
+        return painters.painted, sampled.measurement("smooth", 7).path_lengths
+
+    painted(0)
+    blocks, lengths = painted(10)
+    assert [block for model, block in blocks if model == "smooth"] == [
+        Block("paths", 8, 10), Block("paths", 4, 8), Block("paths", 0, 4)
+    ]  # fmt: skip
+    assert [each.tolist() for each in lengths] == [list(range(10))]
+    blocks, lengths = painted(12)
+    assert {block for _, block in blocks} == {Block("paths", 8, 12)}
+    assert [each.tolist() for each in lengths] == [list(range(12))]
+    assert painted(12)[0] == []
+
+
+def test_a_protocol_with_paths_shares_the_pictures_of_one_from_before_there_were_any() -> None:
+    before = "08d05ee7d34b177a"
+    assert {protocol().fingerprint, protocol(path_lengths=4).fingerprint} == {before}
+    assert "path_lengths" not in EvaluateConfig().identity()
+    assert EvaluateConfig(path_lengths=4).identity() == EvaluateConfig().identity() | {"path_lengths": 4}
 
 
 def test_stops_at_the_first_look_where_both_intervals_are_tight_enough(tmp_path: Path) -> None:
