@@ -24,6 +24,7 @@ PROCESS_BYTES = 3 * GIB // 2  # torch, diffusers and Ray, without weights
 RESERVE_BYTES = GIB  # databases, logs
 DRAWINGS = 3953  # of the built-in web
 TEXT_BYTES = 77 * 768 * 2  # SD 1.5's embedding of a caption
+MODELS, WAYS = 2, 3  # that an evaluation samples, and of each reconstruction; all pictures are kept uncompressed
 MOMENTS = 4  # weights, average and two moments of Adam, in fp32
 UNET_BYTES = 860_000_000 * 4  # SD 1.5's, where the base isn't at hand
 PIXEL_BYTES = {"png": 3.0, "jpg": 1.0}  # at most
@@ -75,7 +76,8 @@ def disk_bytes(config: RunConfig) -> int:
         rows = ingest.demo_web.pictures or DRAWINGS
     pictures = rows * ingest.image_size**2 * PIXEL_BYTES[ingest.encode_format]
     encoded = rows * latents.crops * latents.image_size**2 + rows * TEXT_BYTES
-    sampled = 2 * evaluate.pictures * latents.image_size**2 * PIXEL_BYTES["png"]
+    kept = evaluate.pictures + evaluate.prompts * evaluate.frames + WAYS * evaluate.reconstructions
+    sampled = MODELS * kept * latents.image_size**2 * PIXEL_BYTES["png"]
     return int(pictures + encoded + sampled + _checkpoints(config) + RESERVE_BYTES)
 
 

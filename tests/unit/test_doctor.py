@@ -72,6 +72,10 @@ def test_a_full_temporary_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_run_writes_is_bounded_by_its_config() -> None:
     more = machine.disk_bytes(config("evaluate.pictures=1000000"))
     assert more - machine.disk_bytes(config("evaluate.pictures=2")) == 2 * 999_998 * 64 * 64 * 3
+    asked = ("evaluate.prompts=1007", "evaluate.frames=13", "evaluate.reconstructions=105")
+    none = ("evaluate.prompts=7", "evaluate.frames=13", "evaluate.reconstructions=5")
+    more = machine.disk_bytes(config(*asked)) - machine.disk_bytes(config(*none))
+    assert more == 2 * (1000 * 13 + 3 * 100) * 64 * 64 * 3  # as they are kept: both models, each way
     full = machine.disk_bytes(config("train.method=full", "train.best_checkpoints=0", "train.last_checkpoints=1"))
     assert full - machine.disk_bytes(config()) == 2 * 4 * machine.UNET_BYTES
 
