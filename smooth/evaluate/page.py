@@ -115,9 +115,12 @@ def _same_variety(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple
     if not all(_known(diversity.get(model)) for model in ("base", "smooth")):
         return None
     base, smooth = diversity["base"], diversity["smooth"]
-    kept = f"{100 * smooth['value'] / base['value']:.0f} % of the base's sample diversity is left"
+    share = f"{100 * smooth['value'] / base['value']:.0f} %"
+    kept = f"{share} of the base's sample diversity is left"
     if smooth["high"] < base["low"]:
         return "bad", f"Less variety: {kept}, and the intervals do not meet. Part of the smoothness may be sameness."
+    if smooth["low"] > base["high"]:
+        return "good", f"More variety: sample diversity is {share} of the base's, and the intervals do not meet."
     return "good", f"Variety is kept: {kept}, and the intervals meet."
 
 

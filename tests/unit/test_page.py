@@ -81,6 +81,19 @@ def test_intervals_decide_what_is_said() -> None:
     assert kinds(0.1, 0.5) == ["bad: Less smooth", *others]
 
 
+def test_variety_that_is_won_lost_or_kept() -> None:
+    def said(low: float, high: float) -> tuple[str, str]:
+        base, smooth = (metric("sample diversity", "base", 30.5, 30, 31), (low + high) / 2)
+        found = {"sample diversity": {"base": base, "smooth": metric("sample diversity", "smooth", smooth, low, high)}}
+        ((kind, sentence),) = page.verdicts(found)
+        return kind, sentence
+
+    more = "More variety: sample diversity is 110 % of the base's, and the intervals do not meet."
+    assert said(33, 34) == ("good", more)
+    assert said(30.9, 34)[1].startswith("Variety is kept: ")
+    assert said(27, 28)[0] == "bad"
+
+
 def test_arrows_point_to_the_better() -> None:
     assert page.better("ISTD") == "↓"
     assert page.better("KID (EfficientNet-Lite0) x1000") == "↓"
