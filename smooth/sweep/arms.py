@@ -47,7 +47,7 @@ def arms(
         raise ConfigError(f"seeds={list(seeds)}: give one or more, each once")
     lora = RunConfig.load(preset, overrides).train.lora
     found = {CONTROL: ["train.variation.weight=0"]}
-    grid = itertools.product([weight for weight in weights if weight > 0], ranks or (None,), every or (None,))
+    grid = itertools.product([weight for weight in weights if weight != 0], ranks or (None,), every or (None,))
     for weight, rank, k in grid:
         parts = {"λ": weight, "rank": rank, "k": k}
         keys = ("train.variation.weight", "train.lora.rank", "train.variation.every")

@@ -59,6 +59,7 @@ def test_what_trains_the_same_is_trained_once() -> None:
         ({"seeds": ()}, r"seeds=\[\]: give one or more"),
         ({"seeds": (1, 1)}, r"seeds=\[1, 1\]: give one or more, each once"),
         ({"ranks": (0,)}, r"train\.lora\.rank"),
+        ({"weights": (0.0, -1.0)}, r"train\.variation\.weight"),
         ({"also": ("train.step=3",)}, r"unknown key train\.step"),
         ({"also": ("train.steps=3 evaluate.steps=7",)}, r"changes more than train\.\*"),
     ],
