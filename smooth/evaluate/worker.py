@@ -16,6 +16,7 @@ from smooth.diffusion.inversion import Walk
 from smooth.evaluate import frames, paths, reconstruction
 from smooth.evaluate.embedders import EmbeddingNetwork
 from smooth.evaluate.features import FeatureNetwork
+from smooth.evaluate.fitting import Fitting, Painted
 from smooth.evaluate.inception import InceptionNetwork
 from smooth.evaluate.networks import Contents, Network
 from smooth.evaluate.perceptual import PerceptualNetwork
@@ -27,6 +28,8 @@ from smooth.models.pipeline import ModelError, load_pipeline
 
 Model = Literal["base", "smooth"]
 Kind = Literal["frames", "pictures", "reconstructions", "paths"]
+KNOBS: dict[Kind, str] = dict.fromkeys(("frames", "pictures", "paths"), "evaluate.batch_size")
+KNOBS["reconstructions"] = "evaluate.reconstruction_batch"
 Features = list[npt.NDArray[np.float32]]
 """(B, D) of some networks, in the order in which they were asked for"""
 Lengths = list[npt.NDArray[np.float64]]
@@ -86,6 +89,7 @@ class Painter:
         self._protocol = protocol
         self._real = real
         self._perceptual = None if perceptual is None else perceptual.to(device)
+        self._fitting: dict[Kind, Fitting] = {kind: Fitting(kind, knob) for kind, knob in KNOBS.items()}
         self._switches: dict[Model, Callable[[], Any]] = _load(subjects, device)
         shapes = {
             model: sampler.latent_shape(switch(), protocol.image_size) for model, switch in self._switches.items()
@@ -112,9 +116,14 @@ class Painter:
     def paint(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3) uint8 of a block."""
         pipeline = self._pipeline(model)
-        indices = range(block.start, block.stop)
         if block.kind == "frames":
-            return frames.paint(pipeline, self._protocol, indices)
+            return np.concatenate(self._fit(block, partial(frames.paint, pipeline, self._protocol)))
+        return np.concatenate(self._fit(block, partial(self._single, pipeline)))
+
+    def _fit(self, block: Block, paint: Callable[[range], Painted]) -> list[Painted]:
+        return self._fitting[block.kind](paint, range(block.start, block.stop))
+
+    def _single(self, pipeline: Any, indices: range) -> npt.NDArray[np.uint8]:
         prompts = [self._protocol.picture_prompts[index] for index in indices]
         noises = [sampler.noise(self._protocol.seed, "picture", index, self._shape) for index in indices]
         return sampler.sample(
@@ -137,9 +146,10 @@ class Painter:
         Of paths there are lengths alone, by the distances that ``networks`` are the numbers of.
         """
         if block.kind == "paths":
-            indices = range(block.start, block.stop)
             pipeline = self._pipeline(model)
-            return model, block, None, paths.measure(pipeline, self._protocol, indices, self._perceptual, networks)
+            measure = partial(paths.measure, pipeline, self._protocol, network=self._perceptual, numbers=networks)
+            parts = self._fit(block, measure)
+            return model, block, None, [np.concatenate(each) for each in zip(*parts, strict=True)]
         if block.kind == "reconstructions":
             return model, block, self._reconstructed(model, block), []
         pictures = self.paint(model, block) if kept is None else kept
@@ -163,7 +173,8 @@ class Painter:
     def _reconstructed(self, model: Model, block: Block) -> npt.NDArray[np.uint8]:
         if self._real is None:
             raise ValueError("this painter was given no real pictures to reconstruct")
-        return reconstruction.paint(self._pipeline(model), self._protocol, self._real, range(block.start, block.stop))
+        paint = partial(reconstruction.paint, self._pipeline(model), self._protocol, self._real)
+        return np.concatenate(self._fit(block, paint))
 
     def features(
         self, pictures: npt.NDArray[np.uint8], networks: Sequence[int], prompts: list[str] | None = None

@@ -73,3 +73,36 @@ def test_path_lengths_are_those_of_paths_walked_one_by_one(switched: Painter) ->
         assert found[0][row] == pytest.approx(float((a - b).double().square().sum()) * 1e6, rel=0.01)
         assert found[1][row] == pytest.approx(float(network(a, b)) * 1e6, rel=0.05)
     assert switched.result("smooth", Block("paths", 1, 3), (1,))[3][0] == pytest.approx(found[1])
+
+
+def test_a_block_without_room_in_memory_is_painted_in_parts(
+    switched: Painter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The network has room for two pictures, with and without their prompts."""
+    blocks = Block("frames", 0, 5), Block("frames", 4, 7)
+    whole = [switched.paint("base", block) for block in blocks]
+    unet = switched._pipeline("base").unet
+    tried: list[int] = []
+    most = 2
+
+    def limited(_: Any, arguments: tuple[Any, ...]) -> None:
+        tried.append(len(arguments[0]) // 2)
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with unet.register_forward_pre_hook(limited):
+        parts = [switched.paint("base", block) for block in blocks]
+        assert [size for size in tried if size > 2] == [5]
+        (said,) = caplog.messages
+        assert said.startswith("no memory for 5 frames at once: 2 at a time from here on; give the next evaluation")
+        assert said.endswith("a lower evaluate.batch_size")
+        _, _, _, (lengths,) = switched.result("base", Block("paths", 0, 2), (0,))
+        most = 0
+        with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
+            switched.paint("base", blocks[0])
+    for one, other in zip(whole, parts, strict=True):
+        assert one.shape == other.shape
+        apart = np.abs(one.astype(int) - other)
+        assert apart.max() <= 1
+        assert apart.mean() < 1e-3
+    assert lengths == pytest.approx(switched.result("base", Block("paths", 0, 2), (0,))[3][0], rel=0.01)
