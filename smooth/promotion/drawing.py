@@ -1,9 +1,8 @@
-"""Whether a registered model loads and paints: fetched, looked through, loaded as its users do it, asked once."""
+"""Whether a registered model loads and paints: fetched, looked through, loaded by our own loader, asked once."""
 
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from PIL import Image
 
-from smooth import registry_pyfunc
 from smooth.promotion import PromotionError
 
 if TYPE_CHECKING:
@@ -22,6 +20,8 @@ PROMPT, SEED = "a red heart", 7
 MOST_STEPS = 10  # it is to be seen that it paints, not how well
 LOADER = "registry_pyfunc"
 CODE = {f"code/{LOADER}.py"}
+PYFUNC = {"loader_module": LOADER, "code": "code"}
+FREE = {"env", "python_version"}  # of the pyfunc flavour; whatever else it may set, it is a way to another program
 PICKLES = {".bin", ".ckpt", ".joblib", ".msgpack", ".npy", ".npz", ".onnx", ".pickle", ".pkl", ".pt", ".pt2", ".pth"}
 """ends of names of weights that are no safetensors"""
 
@@ -39,15 +39,18 @@ class Drawn:
 
 
 def draw(registry: Registry, number: str) -> Drawn:
-    """Fetch, check and load a version, and draw one picture with it."""
+    """Fetch, check and load a version, and draw one picture with it.
+
+    Raises:
+        PromotionError: it could not be fetched.
+    """
     base_identity = None
     with tempfile.TemporaryDirectory(prefix="smooth-promotion-") as temporary:
+        folder = registry.fetch(number, Path(temporary))  # out here: an outage is no fault of the model
         try:
-            folder = registry.fetch(number, Path(temporary))
             described = yaml.safe_load((folder / "MLmodel").read_text())
             base_identity = (described.get("metadata") or {}).get("smooth.base_identity")
             check_files(folder, described)
-            bring_own_loader(folder)
             picture = _paint(registry.load(folder))
         except Exception as error:  # noqa: BLE001 - whatever a broken model raises, the gate's line tells it
             words = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
@@ -58,28 +61,30 @@ def draw(registry: Registry, number: str) -> Drawn:
 
 
 def check_files(folder: Path, described: dict[str, Any]) -> None:
-    """Refuse what could run code of its own when it is loaded: the only program in there has our loader's name.
+    """Refuse what could run code of its own where MLflow loads it: the only program in there has our loader's name.
+
+    MLflow puts the flavour's ``code`` in front of ``sys.path``, and Python imports out of any file that is a zip.
 
     Raises:
-        PromotionError: another program, or weights that are no safetensors.
+        PromotionError: another program or way to one, weights that are no safetensors, or lie elsewhere.
     """
-    loader = described["flavors"].get("python_function", {}).get("loader_module")
+    flavors = described["flavors"]
+    pyfunc, diffusers = flavors.get("python_function", {}), flavors.get("diffusers", {})
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    programs = {name for name in files if name.endswith((".py", ".pyc", ".so"))}
-    if loader != LOADER or not programs <= CODE:
-        found = ", ".join(sorted(programs - CODE)) or f"loader {loader}"
+    programs = {name for name in files if name.endswith((".py", ".pyc", ".so")) or name.startswith("code/")} - CODE
+    ways = {key: value for key, value in pyfunc.items() if key not in FREE and value != PYFUNC.get(key)}
+    ways |= {key: pyfunc.get(key) for key in PYFUNC.keys() - pyfunc.keys()}
+    if diffusers.get("code", "code") != "code":
+        ways["code"] = diffusers["code"]
+    if programs or ways:
+        found = ", ".join([*sorted(programs), *(f"{key}: {value}" for key, value in sorted(ways.items()))])
         raise PromotionError(f"it brings a program that the register stage did not put there: {found}")
     pickles = sorted(name for name in files if Path(name).suffix.lower() in PICKLES)
     if pickles:
         raise PromotionError(f"weights must be safetensors: {', '.join(pickles)}")
-    if not any(name.endswith(".safetensors") for name in files):
-        raise PromotionError("it holds no safetensors")
-
-
-def bring_own_loader(folder: Path) -> None:
-    """Put our loader in the place of the model's: whoever may write to the registry runs no code here."""
-    for name in CODE:
-        shutil.copyfile(registry_pyfunc.__file__, folder / name)
+    weights = str(diffusers.get("adapter_weights"))
+    if not any(name.startswith(f"{weights}/") and name.endswith(".safetensors") for name in files):
+        raise PromotionError(f"it holds no safetensors in {weights}")
 
 
 def _paint(model: Any) -> bytes:

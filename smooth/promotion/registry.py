@@ -8,14 +8,15 @@ from typing import Any
 
 import mlflow
 import mlflow.artifacts
-import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.pyfunc import PyFuncModel
 
-from smooth import tracking
+from smooth import registry_pyfunc, tracking
 from smooth.promotion import PREVIOUS, PRODUCTION, PromotionError
 from smooth.promotion.records import Books, History, from_tag, to_tag
 from smooth.registry import EVIDENCE as EVIDENCE
@@ -77,13 +78,23 @@ class Registry:
             return Path(self._client.download_artifacts(run.info.run_id, path, temporary)).read_bytes()
 
     def fetch(self, number: str, folder: Path) -> Path:
-        """Copy the whole registered model below ``folder``."""
+        """Copy the whole registered model below ``folder``.
+
+        Raises:
+            PromotionError: it could not be copied, which says nothing about the model.
+        """
         uri = f"models:/{self.name}/{number}"
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        try:
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        except (MlflowException, OSError) as error:
+            raise PromotionError(
+                f"{uri} can't be fetched from {tracking.redact(self.uri)}, nothing was changed: "
+                f"{tracking.redact(str(error))[:500]}; ask again once its files are there and {folder} has room"
+            ) from error
 
     def load(self, folder: Path) -> Any:
-        """A fetched model by its pyfunc flavour."""
-        return mlflow.pyfunc.load_model(str(folder))
+        """A fetched model by its pyfunc flavour, with our loader: MLflow's `load_model` would run the model's own."""
+        return PyFuncModel(Model.load(str(folder)), registry_pyfunc.TextToImage(folder, {}))
 
     def write_gate(self, number: str, text: str) -> None:
         """Keep the gate's table on a version."""

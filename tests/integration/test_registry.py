@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,21 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from infra.local.layout import free_ports
 from smooth import registry, stages, store, tracking
 from smooth.cli import app
 from smooth.config import RunConfig, resolve_model
 from smooth.edit.media import read_parameters
 from smooth.models.pipeline import load_pipeline
+from smooth.promotion import PromotionError
+from smooth.promotion.drawing import draw
+from smooth.promotion.registry import Registry
 from smooth.studio.models import Models
 from smooth.studio.told import png
 from tests.evaluated import trained
@@ -115,6 +122,58 @@ def test_folder_loads_in_plain_diffusers_and_gives_the_same_picture(
     loaded = mlflow.diffusers.load_model(manifest["uri"])
     assert Path(loaded.adapter_path, "pytorch_lora_weights.safetensors").is_file()
     assert pipeline.unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_registered_models_own_program_is_never_run(
+    registered: tuple[RunConfig, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_absolute: bool
+) -> None:
+    """A picture that is a zip with a loader in it, named as the place of the model's code."""
+    for name in ("model", "copy"):
+        (tmp_path / name).mkdir()
+    folder = Path(mlflow.artifacts.download_artifacts(registered[1]["uri"], dst_path=str(tmp_path / "model")))
+    mark, zipped = tmp_path / "mark", folder / "adapter_weights/strips.png"
+    with zipfile.ZipFile(zipped, "w") as archive:
+        program = f"from pathlib import Path\nPath({str(mark)!r}).touch()\nraise OSError('it ran')"
+        archive.writestr("registry_pyfunc.py", program)
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    code = str(zipped) if is_absolute else "adapter_weights/strips.png"
+    described["flavors"]["python_function"]["code"] = code
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "registry_pyfunc", raising=False)
+    with pytest.raises(OSError, match="it ran"):
+        mlflow.pyfunc.load_model(str(folder))
+    mark.unlink()  # so this is what it does where it may
+
+    name = f"tampered-{is_absolute}"
+    client = MlflowClient(tracking.tracking_uri())
+    client.create_registered_model(name)
+    client.create_model_version(name, source=str(folder))
+    shelf = Registry(name)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(tmp_path))]
+    before = list(sys.path)
+    drawn = draw(shelf, "1")
+    assert (drawn.picture, f"did not put there: code: {code}" in drawn.words) == (None, True), drawn.words
+    (picture,) = shelf.load(shelf.fetch("1", tmp_path / "copy")).predict({"prompt": ["a red heart"], "seed": [7]})
+    assert pixels(picture).shape == (64, 64, 3)
+    assert not mark.exists()
+    assert (sys.path, "registry_pyfunc" in sys.modules) == (before, False)
+
+
+def test_an_outage_is_no_fault_of_the_model(
+    registered: tuple[RunConfig, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports(1)[0]}")
+    try:
+        gone = Registry("smooth-diffusion")
+        with pytest.raises(PromotionError, match=r"models:/smooth-diffusion/1 can't be fetched.* nothing was changed"):
+            draw(gone, "1")
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def test_an_evaluation_made_again_reaches_the_registry(registered: tuple[RunConfig, dict[str, Any]]) -> None:

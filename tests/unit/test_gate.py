@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from prefect.exceptions import ParameterTypeError
 
 from flows.promote import promote
-from smooth import registry_pyfunc
 from smooth.evaluate.metric import Metric
 from smooth.evaluate.networks import EFFICIENTNET, FID
 from smooth.evaluate.protocol import Protocol
 from smooth.evaluate.smoothness import istd_difference, istd_of
 from smooth.promotion import PromotionError, gate, records, status
-from smooth.promotion.drawing import Drawn, check_files, draw
+from smooth.promotion.drawing import PYFUNC, Drawn, check_files
 from smooth.promotion.evidence import Evidence, Measured
 from smooth.promotion.gate import GateError, Line, Margins
 from smooth.promotion.records import Books, Record
-from smooth.promotion.registry import Registry
 
 KID = f"KID ({EFFICIENTNET}) x1000"
 PROTOCOL = Protocol(
@@ -125,51 +124,49 @@ def test_margins_are_checked() -> None:
             Margins(**wrong)
 
 
+LORA = "adapter_weights/pytorch_lora_weights.safetensors"
+
+
 @pytest.mark.parametrize(
-    ("added", "loader", "says"),
+    ("added", "changed", "says"),
     [
-        ("adapter/extra.pkl", "registry_pyfunc", "weights must be safetensors: adapter/extra.pkl"),
-        ("adapter/pytorch_lora_weights.BIN", "registry_pyfunc", "weights must be safetensors"),
-        ("code/evil.py", "registry_pyfunc", "did not put there: code/evil.py"),
-        ("adapter/unet.py", "registry_pyfunc", "did not put there: adapter/unet.py"),
-        (None, "mlflow.pyfunc.model", "did not put there: loader mlflow.pyfunc.model"),
+        ("adapter_weights/extra.pkl", {}, "weights must be safetensors: adapter_weights/extra.pkl"),
+        ("adapter_weights/pytorch_lora_weights.BIN", {}, "weights must be safetensors"),
+        ("code/evil.py", {}, "did not put there: code/evil.py"),
+        ("code/numpy.zip", {}, "did not put there: code/numpy.zip"),
+        ("adapter_weights/unet.py", {}, "did not put there: adapter_weights/unet.py"),
+        (None, {"loader_module": "mlflow.pyfunc.model"}, "did not put there: loader_module: mlflow.pyfunc.model"),
+        (None, {"code": "adapter_weights/strips.png"}, "did not put there: code: adapter_weights/strips.png"),
+        (None, {"code": "code/../adapter_weights"}, "did not put there: code: code/../adapter_weights"),
+        (None, {"code": None}, "did not put there: code: None"),
+        (None, {"model_code_path": "x.py", "data": "y"}, "did not put there: data: y, model_code_path: x.py"),
     ],
 )
-def test_a_model_brings_no_pickle_and_no_program(tmp_path: Path, added: str | None, loader: str, says: str) -> None:
-    described: dict[str, Any] = {"flavors": {"python_function": {"loader_module": "registry_pyfunc"}}}
-    for name in ("code/registry_pyfunc.py", "adapter/pytorch_lora_weights.safetensors", "adapter/strips.png"):
+def test_a_model_brings_no_pickle_and_no_program(
+    tmp_path: Path, added: str | None, changed: dict[str, Any], says: str
+) -> None:
+    pyfunc = {"code": "code", "env": {}, "loader_module": "registry_pyfunc", "python_version": "3.11.7"}
+    described: dict[str, Any] = {
+        "flavors": {"python_function": pyfunc, "diffusers": {"code": "code", "adapter_weights": "adapter_weights"}}
+    }
+    for name in ("code/registry_pyfunc.py", LORA, "adapter_weights/strips.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     check_files(tmp_path, described)
     if added is not None:
         (tmp_path / added).touch()
-    described["flavors"]["python_function"]["loader_module"] = loader
-    with pytest.raises(PromotionError, match=says):
+    pyfunc.update(changed)
+    with pytest.raises(PromotionError, match=re.escape(says)):
         check_files(tmp_path, described)
 
 
-class Tampered:
-    """In the place of a registry: a model whose loader somebody changed; keeps what would have been run."""
-
-    ran = ""
-
-    def fetch(self, number: str, folder: Path) -> Path:
-        for name in ("code/registry_pyfunc.py", "adapter/pytorch_lora_weights.safetensors"):
-            (folder / name).parent.mkdir()
-            (folder / name).write_text(f"raise SystemExit('not ours, of version {number}')")
-        (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: registry_pyfunc}}")
-        return folder
-
-    def load(self, folder: Path) -> None:
-        self.ran = (folder / "code/registry_pyfunc.py").read_text()
-        raise ValueError("no weights")
-
-
-def test_a_models_own_loader_is_never_run() -> None:
-    registry = Tampered()
-    drawn = draw(cast(Registry, registry), "3")
-    assert (drawn.picture, drawn.words) == (None, "ValueError: no weights")
-    assert registry.ran == Path(registry_pyfunc.__file__).read_text()
+@pytest.mark.parametrize("weights", ["..", "/", "adapter"])
+def test_a_models_weights_are_its_own(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "adapter_weights").mkdir()
+    (tmp_path / LORA).touch()
+    flavors = {"python_function": dict(PYFUNC), "diffusers": {"adapter_weights": weights}}
+    with pytest.raises(PromotionError, match="it holds no safetensors in"):
+        check_files(tmp_path, {"flavors": flavors})
 
 
 def test_an_approval_waits_for_a_second_at_least() -> None:
