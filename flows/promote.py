@@ -39,7 +39,7 @@ class Approval(RunInput):
     """What a person is asked before a model goes into production."""
 
     approved: bool = False
-    by: str
+    by: str = Field(pattern=r"\S", description="Who answers; not blank.")
     why: str = ""
 
 

@@ -251,10 +251,15 @@ def test_prefect_its_deployments_and_its_worker_want_the_auth_string(machine: Ma
         assert (nightly["slug"], nightly["active"]) == ("nightly", False)
         schedule = f"{api}/deployments/{found['id']}/schedules/{nightly['id']}"
         httpx.patch(schedule, headers=right, json={"active": True}, timeout=60).raise_for_status()
+        pool = f"{api}/work_pools/local-pool"
+        by_hand = {"is_paused": True, "concurrency_limit": 3}
+        httpx.patch(pool, headers=right, json=by_hand, timeout=60).raise_for_status()
         again = machine.run("deployments", *machine.command("deployments"))
         assert again.returncode == 0, again.stdout + again.stderr
         schedules = httpx.get(deployment, headers=right, timeout=60).json()["schedules"]
         assert [each["active"] for each in schedules] == [True]  # what a person switched on stays on
+        kept = httpx.get(pool, headers=right, timeout=60).json()
+        assert {name: kept[name] for name in by_hand} == by_hand
         held = _hold_a_place(api, right)
         assert list((machine.project / ".smooth/prefect/concurrency_leases").glob(f"{held}.json"))
         with machine.running("worker"):
