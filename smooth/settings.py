@@ -50,7 +50,10 @@ class Services(BaseModel):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment, and the local cluster's state file for what it leaves open."""
+        """Read the environment, and the local cluster's state file for what it leaves open.
+
+        That cluster's token is for it alone: a ``RAY_API_SERVER_ADDRESS`` of another is not sent it.
+        """
         variables = {
             "ray_address": "RAY_ADDRESS",
             "ray_dashboard": "RAY_API_SERVER_ADDRESS",
@@ -58,7 +61,10 @@ class Services(BaseModel):
             "mlflow_uri": "MLFLOW_TRACKING_URI",
         }
         given = {field: os.environ[name] for field, name in variables.items() if os.environ.get(name)}
-        return cls.model_validate(state() | given)
+        known = state()
+        if given.get("ray_dashboard", known.get("ray_dashboard")) != known.get("ray_dashboard"):
+            known.pop("ray_token_path", None)
+        return cls.model_validate(known | given)
 
     def log_in(self) -> None:
         """Have MLflow's client send the local cluster's password, to that cluster and to no other server.

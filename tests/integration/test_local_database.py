@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -134,16 +134,35 @@ def test_both_servers_run_on_postgresql_and_artifacts_on_s3(
         assert SECRET not in path.read_text(errors="replace"), path
 
 
+@pytest.mark.parametrize("url", ["postgresql://me:hidden", "postgresql:/me:hidden@host", "mysql://me:hidden@host"])
+def test_a_database_that_can_not_be_read_is_not_shown(url: str) -> None:
+    with pytest.raises(ClusterError, match=confined.BACKEND) as refused:
+        confined.confine(url)
+    assert "hidden" not in str(refused.value)
+
+
 @needs_servers
 def test_a_container_confines_mlflow_before_it_starts(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = postgres.rpartition("@")[2]
+    command = [sys.executable, "-m", "infra.confined", sys.executable, "-c", "print('the server')"]
+    monkeypatch.setenv(confined.BACKEND, postgres.replace("://", "+psycopg2://"))  # no tables yet
+    with psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as starting:
+        lines = set[str]()
+        while starting.poll() is None:
+            for child in starting.children():
+                with suppress(psutil.NoSuchProcess):
+                    lines.add(" ".join(child.cmdline()))
+            time.sleep(0.02)
+        output = starting.stdout.read()
+    assert (starting.returncode, output.splitlines()[-1:]) == (0, ["the server"]), output
+    assert any(f"db upgrade postgresql+psycopg2://smooth@{place}" in line for line in lines), lines
+    secrets = (SECRET, postgres.split(":")[2].partition("@")[0])
+    assert not [text for text in (output, *lines) for secret in secrets if secret in text]
     monkeypatch.setenv("PGPASSWORD", SECRET)
     monkeypatch.setenv(confined.BACKEND, f"postgresql+psycopg2://smooth@{place}")
-    command = [sys.executable, "-m", "infra.confined", sys.executable, "-c", "print('the server')"]
-    for _ in range(2):  # tables are made, or found
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["the server"]), done.stderr
-        assert SECRET not in done.stdout + done.stderr
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["the server"]), done.stderr
+    assert SECRET not in done.stdout + done.stderr
     driver = importlib.import_module("psycopg2")
     with closing(driver.connect(f"postgresql://smooth@{place}")) as connection, connection.cursor() as cursor:
         insert = "INSERT INTO experiments (experiment_id, name, artifact_location) VALUES (%s, %s, %s)"

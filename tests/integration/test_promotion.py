@@ -241,7 +241,7 @@ def test_a_person_is_asked(house: House, answer: str) -> None:
         if answer == "yes, too late":
             put(shelf, other)
         for nobody in ("", "  "):
-            with pytest.raises(RuntimeError, match="Cannot resume this run: .* does not match"):
+            with pytest.raises(RuntimeError, match=r"Cannot resume this run: .* does not match"):
                 resume_flow_run(found[0].id, run_input={"approved": True, "by": nobody})
         resume_flow_run(found[0].id, run_input={"approved": answer != "no", "by": "bo", "why": "looked at it"})
         state = future.result()

@@ -176,19 +176,23 @@ def test_services_that_answer(
 
 def test_the_clusters_passwords_go_to_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "credentials.env").write_text("SMOOTH_MLFLOW_PASSWORD=hidden\nSMOOTH_PREFECT_AUTH=smooth:hidden\n")
-    basic = {
+    sent = {
         "mlflow_uri": f"Basic {base64.b64encode(b'admin:hidden').decode()}",
         "prefect_api": f"Basic {base64.b64encode(b'smooth:hidden').decode()}",
+        "ray_dashboard": "Bearer hidden",
     }
-    for service, variable in (("mlflow_uri", "MLFLOW_TRACKING_URI"), ("prefect_api", "PREFECT_API_URL")):
+    (tmp_path / "ray.token").write_text("hidden\n")
+    files = {"credentials": str(tmp_path / "credentials.env"), "ray_token_path": str(tmp_path / "ray.token")}
+    variables = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "RAY_API_SERVER_ADDRESS")
+    for service, variable in zip(sent, variables, strict=True):
         with server() as own, server() as other:
-            record(tmp_path / "home", credentials=str(tmp_path / "credentials.env"), **{service: own})
+            record(tmp_path / "home", **files, **{service: own})
             Answering.seen.clear()
             services.health()
             monkeypatch.setenv(variable, other)
             services.health()
             monkeypatch.delenv(variable)
-        assert Answering.seen == [basic[service], None]
+        assert Answering.seen == [sent[service], None]
 
 
 def test_services_that_do_not_answer_or_are_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

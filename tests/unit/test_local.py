@@ -199,6 +199,13 @@ def test_the_client_logs_in_to_the_local_cluster_and_to_no_other(
     Services.load().log_in()
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "admin"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == made.secrets["SMOOTH_MLFLOW_PASSWORD"]
+    for address in ("", made.state()["ray_dashboard"]):
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", str(address))
+        assert Services.load().ray_token_path == str(made.layout.token)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere.example:8265")
+    assert Services.load().ray_token_path is None
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/its/own")
+    assert Services.load().ray_token_path == "/its/own"
 
 
 def test_credentials_that_others_can_read_are_refused(tmp_path: Path) -> None:
