@@ -36,6 +36,8 @@ class Backend:
 
     users: dict[str, str] = field(default_factory=dict)
     """Who may ask for ``/version``, as with MLflow."""
+    look_seconds: float = 0.0
+    """What a look at a login takes."""
     seen: list[Request] = field(default_factory=list)
     port: int = 0
     left: threading.Event = field(default_factory=threading.Event)
@@ -50,6 +52,7 @@ class Backend:
         return await page(request) if page else web.Response(text=BODY, headers={"X-Own": "yes", "Keep-Alive": "x"})
 
     async def on_version(self, request: web.Request) -> web.Response:
+        await asyncio.sleep(self.look_seconds)
         allowed = [basic(f"{user}:{password}")["Authorization"] for user, password in self.users.items()]
         return web.Response(status=200 if request.headers.get("Authorization") in allowed else 401)
 

@@ -27,6 +27,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from infra import credentials
+from infra.local import locks
 from infra.local.access import ADMIN
 from infra.local.layout import HOST
 from infra.local.locks import AUTHORIZATION, RAY_AUTHORIZATION, Headers, Lock, MLflowLock, PrefectLock, RayLock
@@ -64,7 +65,14 @@ class Door:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request: nothing of it is looked at before its credential."""
-        login = await self.lock.opens(request.headers)
+        try:
+            login = await self.lock.opens(request)
+        except locks.BusyError:
+            busy = self._say(
+                429, f"too many logins of others are being looked at; come again in {locks.RETRY_SECONDS} s"
+            )
+            busy.headers["Retry-After"] = str(locks.RETRY_SECONDS)
+            return busy
         if login is None:
             if AUTHORIZATION in request.headers or RAY_AUTHORIZATION in request.headers:
                 log.info("%s: a wrong credential from %s", self.lock.title, request.remote)

@@ -5,9 +5,11 @@ Nobody passes without the credential, and what passes arrives as it was sent.
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import socket
@@ -20,13 +22,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync import client
+from yarl import URL
 
 from infra import credentials
+from infra.local import locks
+from infra.local.guard import Door, opened
+from infra.local.guard import client as to_services
 from infra.local.layout import HOST, PROJECT, free_ports
+from infra.local.locks import MLflowLock
 from tests.backends import BODY, Backend, basic, serving
 
 connect = partial(client.connect, open_timeout=60)  # where others compute
@@ -189,6 +197,56 @@ def test_mlflows_own_users_pass_and_are_asked_for_once_a_while(guard: Guard) -> 
     assert guard.ask("mlflow", "/x", basic("bob:new"))[0].status == 401
     users["bob"] = "new"
     assert guard.ask("mlflow", "/x", basic("bob:new"))[0].status == 200
+
+
+def test_who_sends_wrong_logins_keeps_nobody_waiting(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one who was there before, although his minute is over, nor one who comes for the first time."""
+    monkeypatch.setattr(locks, "KNOWN_SECONDS", 0.0)
+    backend, flooders, look = guard.backends["mlflow"], 100, 0.3
+    known = {name: basic(f"{name}:{backend.users.setdefault(name, 'own')}") for name in ("admin", "ann", "cleo", "dan")}
+    monkeypatch.setattr(backend, "look_seconds", look)
+    place, statuses = URL(f"http://{HOST}:{backend.port}"), set[tuple[int, str | None]]()
+
+    async def ask(session: aiohttp.ClientSession, port: int, headers: dict[str, str]) -> tuple[int, str | None]:
+        async with session.get(f"http://{HOST}:{port}/x", headers=headers) as answer:
+            return answer.status, answer.headers.get("Retry-After")
+
+    async def flood(port: int) -> None:
+        connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0), limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as group:
+
+            async def send(sender: int) -> None:
+                for number in itertools.count():
+                    statuses.add(await ask(session, port, basic(f"eve:{sender}-{number}")))
+                    await asyncio.sleep(look / 10)
+
+            for sender in range(flooders):
+                group.create_task(send(sender))
+
+    async def served() -> dict[str, float]:
+        async with to_services() as own, aiohttp.ClientSession() as session:
+            lock = MLflowLock(f"admin:{PASSWORD}", place, own)
+            async with opened(Door(place, lock, own), HOST, 0) as port:
+                assert await ask(session, port, known["ann"]) == (200, None)
+                flooding = asyncio.create_task(flood(port))
+                while (429, "1") not in statuses:
+                    await asyncio.sleep(0.01)
+                seconds = {}
+                for name, headers in known.items():
+                    begun = time.monotonic()
+                    assert await ask(session, port, headers) == (200, None), name
+                    seconds[name] = time.monotonic() - begun
+                backend.seen.clear()
+                assert set(await asyncio.gather(*(ask(session, port, known["dan"]) for _ in range(8)))) == {(200, None)}
+                asked = [each for each in backend.seen if each.path == "/version"]
+                assert [each.headers["Authorization"] for each in asked].count(known["dan"]["Authorization"]) == 1
+                flooding.cancel()
+                await asyncio.wait([flooding])
+                return seconds
+
+    seconds = asyncio.run(served())
+    assert max(seconds.values()) < flooders / locks.ASKED_AT_ONCE * look / 2, seconds
+    assert statuses == {(401, None), (429, "1")}
 
 
 def test_requests_and_answers_are_passed_on_as_they_are(guard: Guard) -> None:
