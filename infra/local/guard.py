@@ -68,9 +68,7 @@ class Door:
         try:
             login = await self.lock.opens(request)
         except locks.BusyError:
-            busy = self._say(
-                429, f"too many logins of others are being looked at; come again in {locks.RETRY_SECONDS} s"
-            )
+            busy = self._say(429, f"too many logins wait to be looked at; come again in {locks.RETRY_SECONDS} s")
             busy.headers["Retry-After"] = str(locks.RETRY_SECONDS)
             return busy
         if login is None:
