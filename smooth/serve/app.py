@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -221,6 +222,10 @@ def run(
         ValueError: the model can't be loaded.
     """
     stop = threading.Event()
+    token_digest = None if token is None else web.digest(token)
+    if token_digest is not None:
+        path = f"{web.__name__}.{web.of_the_proxy.__name__}"
+        os.environ.update({"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": path, web.DIGEST_VARIABLE: token_digest})
     ray.init(
         address="local",
         num_cpus=settings.replicas * settings.threads + 1,
@@ -239,7 +244,7 @@ def run(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         try:
-            application = build(settings, hosts, None if token is None else web.digest(token))
+            application = build(settings, hosts, token_digest)
             serve.run(application, name=APP, logging_config={"log_level": "WARNING", "enable_access_log": False})
         except RuntimeError as error:
             raise ValueError(f"{settings.model} can't be served: {error}") from None

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from smooth.serve.order import MOST_BODY, Limits, Order, OrderError, read_order
 
 MODEL_HEADER = "X-Smooth-Model"
+DIGEST_VARIABLE = "SMOOTH_SERVE_TOKEN_DIGEST"  # for Serve's proxy, which is a process of its own
 CLIENT_GONE = 499
 
 logger = logging.getLogger(__name__)
@@ -121,19 +123,26 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
+def of_the_proxy() -> list[Middleware]:
+    """What Serve's proxy calls for its middleware; it answers ``/-/healthz`` and ``/-/routes`` by itself."""
+    return [Middleware(_Bearer, token_digest=os.environ[DIGEST_VARIABLE])]
+
+
 class _Bearer:
-    """Lets no request through without the token."""
+    """Lets nothing through without the token."""
 
     def __init__(self, app: ASGIApp, token_digest: str) -> None:
         self._app, self._digest = app, token_digest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_known(Request(scope).headers.get("authorization", "")):
+        if scope["type"] == "lifespan" or self._is_known(HTTPConnection(scope).headers.get("authorization", "")):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
             told = json.dumps({"error": "send the header Authorization: Bearer TOKEN"})
             refusal = Response(told, 401, {"WWW-Authenticate": "Bearer"}, "application/json")
             await refusal(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
 
     def _is_known(self, header: str) -> bool:
         scheme, _, token = header.partition(" ")

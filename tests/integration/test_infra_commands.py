@@ -213,10 +213,12 @@ def test_the_served_model_wants_its_token(tracked: Machine, monkeypatch: pytest.
     url = f"http://127.0.0.1:{tracked.ports['serve:8000']}"
     order = {"prompt": "a red heart", "steps": 2}
     with tracked.running("serve", f"--metrics-port={free_ports(1)[0]}"):
-        for path, body in (("health", None), ("generate", order)):
+        # The last three are Serve's own.
+        for path, body in (("health", None), ("generate", order), ("-/healthz", None), ("-/routes", None), ("x", None)):
             assert status(f"{url}/{path}", body=body) == 401
             assert status(f"{url}/{path}", body=body, headers={"Authorization": f"Bearer {'0' * 64}"}) == 401
         right = {"Authorization": f"Bearer {SECRET_FILES['serve_token']}"}
+        assert status(f"{url}/-/healthz", headers=right) == 200
         answer = httpx.post(f"{url}/generate", json=order, headers=right, timeout=60)
         assert (answer.status_code, answer.headers["X-Smooth-Model"]) == (200, "smooth-diffusion/1"), answer.text
         assert answer.content.startswith(b"\x89PNG")

@@ -303,6 +303,29 @@ def test_prometheus_reads_what_is_counted(service: Service) -> None:
         assert f"ray_smooth_serve_{name}" in text
 
 
+def test_a_killed_painter_is_followed_by_another(service: Service, client: httpx.Client) -> None:
+    (painter,) = [
+        process
+        for process in psutil.Process(service.process.pid).children(recursive=True)
+        if process.name().startswith("ray::ServeRepli") and "Painter" in " ".join(process.cmdline())
+    ]
+    before = sum(painter.cpu_times()[:2])
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(service.post, client, steps=50)
+        while sum(painter.cpu_times()[:2]) < before + 0.2:  # it is at work
+            assert not answer.done(), answer.result().text
+            time.sleep(0.01)
+        painter.kill()
+        killed = time.monotonic()
+        assert answer.result().status_code == 503
+    assert int(answer.result().headers["retry-after"]) >= 1
+    while (again := service.post(client)).status_code == 503:
+        assert time.monotonic() < killed + 240, service.log.read_text()[-3000:]
+        time.sleep(0.5)
+    print(f"\na picture again {time.monotonic() - killed:.0f} s after the painter was killed")
+    assert (again.status_code, again.headers["x-smooth-model"]) == (200, f"{NAME}/2")
+
+
 def test_serving_goes_on_without_the_registry(service: Service, client: httpx.Client) -> None:
     """One of the last tests: the registry's server ends here."""
     service.registry.terminate()

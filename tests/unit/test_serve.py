@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDisconnect
 from typer.testing import CliRunner
 
 from smooth.cli import app as cli
@@ -187,6 +187,9 @@ def test_nothing_is_answered_without_the_token(sent: str | None) -> None:
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
         assert TOKEN not in response.text
+    with pytest.raises(WebSocketDisconnect) as closed, answers.client.websocket_connect("/generate", headers=headers):
+        pass
+    assert closed.value.code == 1008
     assert answers.post(authorization=f"Bearer {TOKEN}").status_code == 200
 
 
