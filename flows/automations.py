@@ -85,28 +85,30 @@ def automations(silent_s: int = SILENT_SECONDS, block: UUID | None = None) -> li
         ),
     ]
     if block is not None:
-        made.append(
-            AutomationCore(
-                name="smooth: tell of a run that failed or crashed",
-                description=f"Posts to the URL of {NOTIFY_URL}, kept in the block {BLOCK}.",
-                trigger=EventTrigger(
-                    expect=_runs("Failed", "Crashed"),
-                    match=ResourceSpecification(RUNS),
-                    for_each={"prefect.resource.id"},
-                    posture=Posture.Reactive,
-                    threshold=1,
-                    within=timedelta(0),
-                ),
-                actions=[
-                    SendNotification(
-                        block_document_id=block,
-                        subject="{{ flow.name }} {{ flow_run.name }}: {{ event.resource['prefect.state-name'] }}",
-                        body="{{ event.resource['prefect.state-message'] }}\n{{ flow_run|ui_url }}",
-                    )
-                ],
-            )
-        )
+        made.append(_notification(block))
     return made
+
+
+def _notification(block: UUID) -> AutomationCore:
+    return AutomationCore(
+        name="smooth: tell of a run that failed or crashed",
+        description=f"Posts to the URL of {NOTIFY_URL}, kept in the block {BLOCK}.",
+        trigger=EventTrigger(
+            expect=_runs("Failed", "Crashed"),
+            match=ResourceSpecification(RUNS),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="{{ flow.name }} {{ flow_run.name }}: {{ event.resource['prefect.state-name'] }}",
+                body="{{ event.resource['prefect.state-message'] }}\n{{ flow_run|ui_url }}",
+            )
+        ],
+    )
 
 
 def notification_block(url: str) -> UUID:

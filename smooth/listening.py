@@ -6,6 +6,13 @@ import ipaddress
 import socket
 
 LOOPBACK = "127.0.0.1"
+CLUSTER_PORTS = {
+    "SMOOTH_RAY_PORT": 6379,
+    "SMOOTH_RAY_DASHBOARD_PORT": 8265,
+    "SMOOTH_MLFLOW_PORT": 5000,
+    "SMOOTH_PREFECT_PORT": 4200,
+}
+"""Of a local cluster's services: the variable that moves one -> where it is else."""
 
 
 def is_loopback(host: str) -> bool:

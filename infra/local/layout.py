@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smooth import settings
-from smooth.listening import is_free
+from smooth.listening import CLUSTER_PORTS, is_free
 
 HOST = "127.0.0.1"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,11 @@ class Port:
 
     service: str
     variable: str
-    default: int
+
+    @property
+    def default(self) -> int:
+        """The port where the variable is not set."""
+        return CLUSTER_PORTS[self.variable]
 
     @property
     def number(self) -> int:
@@ -48,10 +52,10 @@ class Port:
         return f"behind {self.variable}"
 
 
-RAY_PORT = Port("ray", "SMOOTH_RAY_PORT", 6379)
-DASHBOARD_PORT = Port("ray", "SMOOTH_RAY_DASHBOARD_PORT", 8265)
-MLFLOW_PORT = Port("mlflow", "SMOOTH_MLFLOW_PORT", 5000)
-PREFECT_PORT = Port("prefect", "SMOOTH_PREFECT_PORT", 4200)
+RAY_PORT = Port("ray", "SMOOTH_RAY_PORT")
+DASHBOARD_PORT = Port("ray", "SMOOTH_RAY_DASHBOARD_PORT")
+MLFLOW_PORT = Port("mlflow", "SMOOTH_MLFLOW_PORT")
+PREFECT_PORT = Port("prefect", "SMOOTH_PREFECT_PORT")
 PORTS = (RAY_PORT, DASHBOARD_PORT, MLFLOW_PORT, PREFECT_PORT)
 GUARDED = (DASHBOARD_PORT, MLFLOW_PORT, PREFECT_PORT)
 """Those that the guard of an open cluster has (:mod:`infra.local.guard`); the services are on loopback behind it."""

@@ -11,7 +11,7 @@ import httpx
 
 from smooth import settings
 from smooth.doctor.finding import Finding, error, ok, warning
-from smooth.listening import LOOPBACK, is_free
+from smooth.listening import CLUSTER_PORTS, LOOPBACK, is_free
 from smooth.settings import Services, home, state
 
 TIMEOUT_SECONDS = 30.0  # who is well may be slow where others compute; who is not there is known at once
@@ -27,16 +27,15 @@ class Port:
 
     service: str
     variable: str
-    default: int
     address: str
     """where the cluster's record tells the port in use"""
 
 
 PORTS = (
-    Port("Ray", "SMOOTH_RAY_PORT", 6379, "ray_address"),
-    Port("Ray's dashboard", "SMOOTH_RAY_DASHBOARD_PORT", 8265, "ray_dashboard"),
-    Port("MLflow", "SMOOTH_MLFLOW_PORT", 5000, "mlflow_uri"),
-    Port("Prefect", "SMOOTH_PREFECT_PORT", 4200, "prefect_api"),
+    Port("Ray", "SMOOTH_RAY_PORT", "ray_address"),
+    Port("Ray's dashboard", "SMOOTH_RAY_DASHBOARD_PORT", "ray_dashboard"),
+    Port("MLflow", "SMOOTH_MLFLOW_PORT", "mlflow_uri"),
+    Port("Prefect", "SMOOTH_PREFECT_PORT", "prefect_api"),
 )
 
 
@@ -51,7 +50,7 @@ def _port(port: Port, record: dict[str, str | None]) -> Finding:
         if not is_free(number, _place(address).hostname or LOOPBACK):
             return ok(check, f"{number}, in use by this cluster")
         return error(check, f"the cluster was at {number}, where nobody listens now", f"start it again: {UP}")
-    text = os.environ.get(port.variable) or str(port.default)
+    text = os.environ.get(port.variable) or str(CLUSTER_PORTS[port.variable])
     if not text.isdecimal() or not 0 < int(text) < 65536:
         return error(check, f"{port.variable}={text!r} is no port number", f"set {port.variable} to 1 to 65535")
     if not is_free(int(text)):

@@ -20,6 +20,7 @@ from infra.local import layout
 from smooth.doctor import clock, services, weights
 from smooth.doctor.finding import Finding
 from smooth.evaluate import networks
+from smooth.listening import CLUSTER_PORTS
 from tests.doctored import LOOPBACK, REMOTE, Answering, closed_port, config, only, record, server
 from tests.doctored import alone as alone
 
@@ -128,9 +129,8 @@ def test_networks_that_are_missing_or_wrong(tmp_path: Path) -> None:
 
 
 def test_the_ports_are_those_of_the_local_cluster() -> None:
-    assert [(port.variable, port.default) for port in services.PORTS] == [
-        (port.variable, port.default) for port in layout.PORTS
-    ]
+    variables = [port.variable for port in services.PORTS]
+    assert variables == [port.variable for port in layout.PORTS] == list(CLUSTER_PORTS)
 
 
 def test_a_taken_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
