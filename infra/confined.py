@@ -35,9 +35,8 @@ def confine(url: str) -> None:
     try:
         given = make_url(url)
     except (exc.ArgumentError, ValueError):  # whose text may be a piece of the password
-        raise ClusterError(
-            f"{BACKEND} is no URL of a database; write /, @ and : of a password as %2F, %40 and %3A"
-        ) from None
+        how = "write /, @ and : of a password as %2F, %40 and %3A"
+        raise ClusterError(f"{BACKEND} is no URL of a database; {how}") from None
     if given.get_backend_name() not in ("postgresql", "sqlite"):
         raise ClusterError(f"{BACKEND} is of {given.get_backend_name()}: give a database of PostgreSQL or SQLite")
     try:
