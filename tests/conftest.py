@@ -7,12 +7,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import hypothesis
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.services import SERVICES, scope_of
 
 # Before anything loads OpenMP, for the processes of the tests, too: threads that spin while they wait take the cores
 # from whatever the other process of the suite is doing.
@@ -26,47 +27,20 @@ hypothesis.settings.register_profile("smooth", deadline=None)
 hypothesis.settings.load_profile("smooth")
 
 
-# Files that need the same service of the session; pytest-xdist's own groups do not work with pytest 9.2.
-SERVICES = {
-    "cluster": ("test_artifact_paths", "test_chain", "test_faults"),
-    "another cluster": (  # in the suite's other process: together they would outlast all else
-        "test_cluster_upkeep",
-        "test_local_cluster",
-        "test_promotion",
-        "test_reach",  # takes the cluster down
-    ),
-    "ray": (
-        "test_evaluate",
-        "test_full_disk",
-        "test_hostile_web",
-        "test_ingest",
-        "test_interruptions",
-        "test_latents",
-        "test_retry",
-        "test_train",
-        "test_watch",
-    ),
-}
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A service's files first: begun last, they keep one process busy for minutes after the other is done."""
     services = list(SERVICES)
-    items.sort(key=lambda item: services.index(scope) if (scope := _scope(item.nodeid)) in SERVICES else len(services))
-
-
-def _scope(nodeid: str) -> str:
-    """The service that a test needs, else its file."""
-    file = Path(nodeid.partition("::")[0]).stem
-    return next((service for service, files in SERVICES.items() if file in files), file)
+    items.sort(
+        key=lambda item: services.index(scope) if (scope := scope_of(item.nodeid)) in SERVICES else len(services)
+    )
 
 
 class ByService(LoadScopeScheduling):
     """A file's tests share a process, and so do the files of one service."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _scope(nodeid)
+        return scope_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

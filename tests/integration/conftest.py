@@ -12,6 +12,7 @@ from infra.local.layout import PORTS, Layout, free_ports
 from infra.local.options import VARIABLES
 from infra.local.services import OURS
 from tests.clusters import ScratchCluster
+from tests.services import scope_of
 
 
 def scratch(home: Path) -> ScratchCluster:
@@ -29,15 +30,26 @@ def stopped_cluster(tmp_path: Path) -> Iterator[ScratchCluster]:
     assert cluster.local("down").returncode == 0
 
 
+UP = pytest.StashKey[ScratchCluster]()
+
+
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScratchCluster]:
-    """A cluster that is up, one for all tests that want one."""
+def cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> ScratchCluster:
+    """A cluster that is up, one for all tests that want one; their last one takes it down."""
     cluster = scratch(tmp_path_factory.mktemp("cluster") / "smooth-home")
+    pytestconfig.stash[UP] = cluster
     result = cluster.local("up")
     if result.returncode:  # Ray gives up after 30 s where others compute, and a second `up` starts what is missing
         result = cluster.local("up")
-    try:
-        assert result.returncode == 0, result.stdout + result.stderr
-        yield cluster
-    finally:
+    assert result.returncode == 0, result.stdout + result.stderr
+    return cluster
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Take the cluster down after the last test that wants it: to the session's end it would take from the others."""
+    is_last = nextitem is None or scope_of(nextitem.nodeid) != scope_of(item.nodeid)
+    if is_last and UP in item.config.stash:
+        cluster = item.config.stash[UP]
+        del item.config.stash[UP]
         assert cluster.local("down").returncode == 0
