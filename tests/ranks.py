@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 
 def start(ranks: int, function: Callable[..., None], *args: Any) -> None:
@@ -23,7 +23,7 @@ def start(ranks: int, function: Callable[..., None], *args: Any) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = (ranks, f"file://{folder}/ranks", function, args)
-        multiprocessing.start_processes(_join, arguments, nprocs=ranks, start_method="spawn")
+        start_processes(_join, arguments, nprocs=ranks, start_method="spawn")
 
 
 def _join(rank: int, ranks: int, place: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
