@@ -14,8 +14,8 @@ setup: $(STAMP)  ## Make .venv with every locked version (once; minutes, 7 GB)
 # --no-deps: the lock is complete; img2dataset would pull in `dataclasses`, a backport that breaks Prefect, and gradio
 # an older Pillow than the rest runs with.
 $(STAMP): infra/requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: Smooth needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 3))' || \
+	  { echo "error: Smooth needs Python 3.11.3 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "setting up .venv from infra/requirements.lock: some minutes, 7 GB"
 	@begin=$$SECONDS; \
 	  $(PYTHON) -m venv .venv; \

@@ -10,7 +10,7 @@ from pathlib import Path
 from smooth.doctor.finding import Finding, error, ok, warning
 
 LOCK = Path(__file__).parents[2] / "infra" / "requirements.lock"
-OLDEST = (3, 11)
+OLDEST = (3, 11, 3)
 SHOWN = 5
 REINSTALL = "make it anew from the lock: rm -r .venv && make setup"
 
@@ -19,7 +19,8 @@ def python() -> Finding:
     """The interpreter's version."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < OLDEST:
-        return error("python", version, f"make setup PYTHON=/path/to/python{OLDEST[0]}.{OLDEST[1]}")
+        oldest = ".".join(map(str, OLDEST))
+        return error("python", version, f"give {oldest} or newer: make setup PYTHON=/path/to/python")
     return ok("python", f"{version}, {sys.executable}")
 
 

@@ -164,7 +164,7 @@ def test_images_are_pinned_and_versions_agree() -> None:
     assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", bases["BASE"])
     assert re.fullmatch(r"minio/minio:RELEASE\.[\dTZ-]+", bases["STORE"])
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"] == ">=3.11"
+    assert project["requires-python"] == ">=3.11.3"
     targets = {service["build"]["target"] for service in SERVICES.values() if "build" in service}
     assert targets == {"cpu", "cuda", "store"}
 
