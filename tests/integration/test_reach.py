@@ -77,7 +77,7 @@ CALLS = (  # one of each of Ray's gRPC services
     "/ray.rpc.ReporterService/GetTraceback",
     "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
 )
-HOLD = "import ray, time; ray.init(log_to_driver=False); held = ray.remote(time.sleep).remote(600); ray.get(held)"
+HOLD = "import ray, time; ray.init(log_to_driver=False); ray.get(ray.remote(num_cpus=0)(time.sleep).remote(600))"
 
 
 @dataclass(frozen=True, order=True)
@@ -206,11 +206,15 @@ def test_by_default_nobody_outside_reaches_anything(cluster: ScratchCluster, str
 
 
 def listeners_with_a_job(cluster: ScratchCluster, without: str) -> list[Listener]:
-    """The same, once the job has its supervisor, its driver and the worker that sleeps, and all agents listen."""
-    begun = time.monotonic()
+    """The same, once the job has its supervisor, its driver and the worker that sleeps, and all agents listen.
+
+    After two minutes as it is: the caller's checks tell what is missing.
+    """
+    deadline = time.monotonic() + 120
     found = listeners(cluster)
     while Counter(item.role for item in found)[TASK] < 3 or not listed(without) <= lasting(found):
-        assert time.monotonic() < begun + 600, found
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.5)
         found = listeners(cluster)
     return found
