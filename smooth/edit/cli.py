@@ -89,6 +89,7 @@ def invert(
     out: Annotated[
         str, typer.Option("--out", help="A .png: the picture, the VAE's best, what came back.")
     ] = "back.png",
+    alone: Annotated[bool, typer.Option("--alone", help="Write nothing but what came back.")] = False,
     null_text_steps: NullTextOption = 10,
     model: ModelOption = BUILTIN,
     base: BaseOption = BUILTIN,
@@ -109,8 +110,6 @@ def invert(
 
     with reported():
         check_name(out, ".png")
-        import numpy as np
-
         from smooth.edit import invert as inverting
         from smooth.edit import media
         from smooth.edit.generate import image_size
@@ -133,8 +132,8 @@ def invert(
             ratios = [float(measure(given, each)[PSNR][0]) for each in (back, bound)]
             print(f"{label}: PSNR {ratios[0]:.2f} dB, of the VAE alone {ratios[1]:.2f} dB; "
                   f"error in latents {float(found.found.errors[-1, 0]):.3g}")  # fmt: skip
-            columns = np.concatenate([given, bound, back])
-            rows[label] = media.side_by_side(dict(zip(("picture", "VAE alone", "back"), columns, strict=True)))
+            columns = {"picture": given[0], "VAE alone": bound[0], "back": back[0]}
+            rows[label] = back[0] if alone else media.side_by_side(columns)
         save(context, edited, out, media.stacked(rows) if compare else rows["smooth"], {}, inputs=digests([picture]))
 
 

@@ -91,7 +91,7 @@ class Invert:
                         shown = [_plain(given[0], "your picture"), _plain(bound[0], "VAE alone")]
                         ratios = [["VAE alone", _psnr(given, bound)]]
                     data = told.png(
-                        "invert", edited, back[0], picture=name_of(str(upload)), prompt=prompt,
+                        "invert", edited, back[0], picture=name_of(str(upload)), prompt=prompt, alone=True,
                         base=self.desk.models.base, strength=level, **values,
                     )  # fmt: skip
                     shown.append((served(data, f"{label}-back.png"), f"{label}: came back"))

@@ -265,19 +265,27 @@ def test_interpolate_goes_between_two_uploads(page: Any, heart: str) -> None:
     assert np.square(first / 255.0 - own / 255.0).mean() < 0.1
 
 
-def test_invert_takes_an_upload_and_paints_it_again(page: Any, heart: str) -> None:
+def test_invert_takes_an_upload_and_paints_it_again(
+    page: Any, heart: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go(page, "Invert")
     fill(page, "invert-null-text", NULL_TEXT_STEPS)
     upload(page, "invert", heart)
     page.locator("#invert-seen img").wait_for()
     press(page, "Invert")
-    given, bound, *back = (pixels(each) for each in shown(page, "invert", 4))
+    found = shown(page, "invert", 4)
+    given, bound, *back = (pixels(each) for each in found)
     assert np.array_equal(given, media.read_picture(heart, 64))
     distances = [np.square(given / 255.0 - each / 255.0).mean() for each in (bound, *back)]
     assert distances[0] < 1.1 * min(distances)  # nearly a bound
     assert max(distances) < 0.1
     assert "came back" in page.locator("#invert-table").inner_text()
     look(page, "invert")
+    monkeypatch.chdir(home)
+    words = media.read_parameters(found[-1])[1]
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, result.stderr
+    assert same(found[-1], pixels(Path("back.png").read_bytes()))
 
 
 def test_edit_changes_an_upload(page: Any, heart: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
