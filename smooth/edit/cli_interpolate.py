@@ -106,8 +106,8 @@ def _check_used(pictures: list[str] | None, method: str, negative: str, seeds: l
         raise ValueError(f"--method {method} goes between real pictures; give two of them by --picture")
     if pictures and negative:
         raise ValueError("--negative is for generated pictures; leave it out, or --picture")
-    if pictures and len(seeds) > 1 and seeds != SEEDS:
-        raise ValueError("a second --seed is for generated pictures; leave it out, or --picture")
+    if pictures and seeds != SEEDS and (method != "anid" or len(seeds) > 1):
+        raise ValueError("--seed is for generated pictures, and one for --method anid; leave it out, or --picture")
 
 
 def _between_pictures(

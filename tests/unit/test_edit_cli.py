@@ -165,7 +165,11 @@ def test_a_stranger_s_command_is_not_passed_on(words: list[str]) -> None:
         (["interpolate", "a", "--frames", "1"], "frames=1: give 2 to 200"),
         (["interpolate", "a", "--method", "vae"], "--method vae goes between real pictures; give two of them"),
         (["interpolate", "a", *REAL, "--negative", "b"], "--negative is for generated pictures"),
-        (["interpolate", "a", *REAL, "--seed", "1", "--seed", "2"], "a second --seed is for generated pictures"),
+        (["interpolate", "a", *REAL, "--seed", "1"], "--seed is for generated pictures, and one for --method anid"),
+        (
+            ["interpolate", "a", *REAL, "--method", "anid", "--seed", "1", "--seed", "2"],
+            "--seed is for generated pictures, and one for --method anid",
+        ),
         (["invert", "words.png", "cat"], "words.png is no picture; give a whole PNG"),
         (["invert", "none.png", "cat"], "none.png: no such file"),
         (["show-params", "words.png"], "words.png tells no parameters"),
