@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from smooth import registry_pyfunc, stages, store, tracking
@@ -121,7 +122,9 @@ def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
         base = (described.get("metadata") or {}).get("smooth.base")
         if base is None or "adapter_weights" not in flavor:
             raise store.ArtifactError(f"{uri} was not registered by the register stage: it names no base model")
-        adapter = str(Path(found, flavor["adapter_weights"]))
+        adapter = str(Path(found, flavor["adapter_weights"]).resolve())
+        if not Path(adapter).is_relative_to(Path(found).resolve()):
+            raise store.ArtifactError(f"{uri} names weights outside of itself: {flavor['adapter_weights']}")
         files = {name: store.read_bytes(store.join(adapter, name)) for name in trained_files(adapter)}
     digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in files.values())).hexdigest()
     folder = store.join(root, digest[:16])
@@ -131,24 +134,21 @@ def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
 
 
 def resolve(uri: str) -> str:
-    """The ``models:/NAME/VERSION`` that ``models:/NAME@ALIAS`` means now; a version means itself.
+    """The ``models:/NAME/VERSION`` that ``models:/NAME@ALIAS`` or ``models:/NAME/latest`` means now.
 
     Raises:
         ArtifactError: no such alias, or the registry doesn't answer.
     """
-    name, _, alias = uri.removeprefix(REGISTERED).rpartition("@")
-    if not name:
-        return uri
     tracked = tracking.tracking_uri()
     if database := tracking.missing_database(tracked):
         raise store.ArtifactError(f"{uri}: no {database}; run the chain first, or set MLFLOW_TRACKING_URI")
     try:
-        found = MlflowClient(tracked).get_model_version_by_alias(name, alias)
+        found = get_model_name_and_version(MlflowClient(tracked), uri)  # a version means itself, and is not asked for
     except (MlflowException, OSError) as error:
         raise store.ArtifactError(
             f"{tracking.redact(tracked)} does not tell what {uri} is: {tracking.redact(str(error))}"
         ) from error
-    return f"{REGISTERED}{name}/{found.version}"
+    return REGISTERED + "/".join(found)
 
 
 def versions(most: int) -> list[tuple[str, list[str]]]:

@@ -161,6 +161,12 @@ def test_a_registered_models_own_program_is_never_run(
     assert not mark.exists()
     assert (sys.path, "registry_pyfunc" in sys.modules) == (before, False)
 
+    described["flavors"]["diffusers"]["adapter_weights"] = "../elsewhere"
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+    client.create_model_version(name, source=str(folder))
+    with pytest.raises(store.ArtifactError, match=r"names weights outside of itself: \.\./elsewhere"):
+        registry.fetch(f"models:/{name}/2", str(tmp_path / "scratch"))
+
 
 def test_an_outage_is_no_fault_of_the_model(
     registered: tuple[RunConfig, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
@@ -240,7 +246,8 @@ def test_a_picture_tells_the_version_that_an_alias_meant_and_an_open_model_follo
     second = client.create_model_version(name, version.source, version.run_id).version
     try:
         client.set_registered_model_alias(name, "spare", second)
-        assert models.open("models:/smooth-diffusion@spare").name == f"models:/smooth-diffusion/{second}"
+        for now in ("models:/smooth-diffusion@spare", "models:/smooth-diffusion/latest"):
+            assert models.open(now).name == f"models:/smooth-diffusion/{second}"
     finally:
         client.delete_registered_model_alias(name, "spare")
         client.delete_model_version(name, second)
