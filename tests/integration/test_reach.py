@@ -206,18 +206,15 @@ def test_by_default_nobody_outside_reaches_anything(cluster: ScratchCluster, str
 
 
 def listeners_with_a_job(cluster: ScratchCluster, without: str) -> list[Listener]:
-    """The same, once the job has its supervisor, its driver and the worker that sleeps, and all agents listen.
-
-    After two minutes as it is: the caller's checks tell what is missing.
-    """
-    deadline = time.monotonic() + 120
-    found = listeners(cluster)
-    while Counter(item.role for item in found)[TASK] < 3 or not listed(without) <= lasting(found):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
+    """The same, once the job has its supervisor, its driver and the worker that sleeps, and all agents listen."""
+    deadline = time.monotonic() + 300
+    while True:
         found = listeners(cluster)
-    return found
+        tasks, missing = Counter(item.role for item in found)[TASK], listed(without) - lasting(found)
+        if tasks >= 3 and not missing:
+            return found
+        assert time.monotonic() < deadline, f"{tasks} of 3 tasks listen; missing: {missing}"
+        time.sleep(0.5)
 
 
 def check_ray_wants_its_token(cluster: ScratchCluster, found: list[Listener]) -> None:
