@@ -1,4 +1,7 @@
-"""A backup taken under load, restored in another place: MLflow and Prefect there tell and serve the same."""
+"""A backup taken under load, restored in another place: MLflow and Prefect there tell and serve the same.
+
+The databases that come back are those of older servers, one migration behind: an upgrade, too.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,9 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from alembic import command
 from mlflow import MlflowClient
+from mlflow.store.db.utils import _get_alembic_config
 from PIL import Image
 
 from infra.backup.restore import under_way
@@ -242,8 +248,29 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tiny_base: str) -> Iterator[
 def restored(saved: tuple[Before, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Servers]]:
     home = tmp_path_factory.mktemp("elsewhere") / "deep" / "second"
     run("-m", "infra.backup", "restore", "--from", str(saved[1]), SMOOTH_HOME=str(home))
+    now = schemas(home)
+    set_back(home)
+    older = schemas(home)
+    assert older[0] != now[0]
+    assert older[1] != now[1]
     with serving(home) as servers:
+        assert schemas(home) == now
         yield home, servers
+
+
+def schemas(home: Path) -> list[str]:
+    """The migrations that MLflow's and Prefect's databases are at."""
+    found = []
+    for name in ("mlflow/mlflow.db", "prefect/prefect.db"):
+        with closing(sqlite3.connect(home / name)) as connection:
+            found += [str(row[0]) for row in connection.execute("SELECT version_num FROM alembic_version")]
+    return found
+
+
+def set_back(home: Path) -> None:
+    """Undo the last migration of both, by their own programs."""
+    command.downgrade(_get_alembic_config(f"sqlite:///{home}/mlflow/mlflow.db"), "-1")
+    run("-m", "prefect", "server", "database", "downgrade", "--yes", PREFECT_HOME=str(home / "prefect"))
 
 
 def test_the_same_runs_models_and_aliases(saved: tuple[Before, Path], restored: tuple[Path, Servers]) -> None:
