@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient, WebSocketDisconnect
 from typer.testing import CliRunner
 
+from infra.local.layout import free_ports
 from smooth.cli import app as cli
 from smooth.edit import cli as edit_commands
 from smooth.edit import generate, media
@@ -219,9 +220,8 @@ def test_pictures_and_metrics_want_two_ports() -> None:
 
 
 def test_a_taken_port_is_told_by_the_option_that_gives_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = {"--port": free.getsockname()[1], "--metrics-port": taken.getsockname()[1]}
-        free.close()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"--port": free_ports(1)[0], "--metrics-port": taken.getsockname()[1]}
         result = CliRunner().invoke(cli, ["serve", *(f"{name}={port}" for name, port in ports.items())])
     assert result.exit_code == 2
     assert f"can't listen on 127.0.0.1:{ports['--metrics-port']}: " in result.stderr
