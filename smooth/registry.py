@@ -143,7 +143,8 @@ def resolve(uri: str) -> str:
     if database := tracking.missing_database(tracked):
         raise store.ArtifactError(f"{uri}: no {database}; run the chain first, or set MLFLOW_TRACKING_URI")
     try:
-        found = get_model_name_and_version(MlflowClient(tracked), uri)  # a version means itself, and is not asked for
+        # A version means itself: for it no server is asked.
+        found = get_model_name_and_version(MlflowClient(tracked), uri)  # type: ignore[no-untyped-call]
     except (MlflowException, OSError) as error:
         raise store.ArtifactError(
             f"{tracking.redact(tracked)} does not tell what {uri} is: {tracking.redact(str(error))}"
