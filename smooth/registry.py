@@ -136,20 +136,23 @@ def fetch(uri: str, root: str) -> tuple[str, str | None, str]:
 def resolve(uri: str) -> str:
     """The ``models:/NAME/VERSION`` that ``models:/NAME@ALIAS`` or ``models:/NAME/latest`` means now.
 
+    A version means itself, and nobody is asked.
+
     Raises:
         ArtifactError: no such alias, or the registry doesn't answer.
     """
+    if uri.rpartition("/")[2].isdecimal():
+        return uri
     tracked = tracking.tracking_uri()
     if database := tracking.missing_database(tracked):
         raise store.ArtifactError(f"{uri}: no {database}; run the chain first, or set MLFLOW_TRACKING_URI")
     try:
-        # A version means itself: for it no server is asked.
         found = get_model_name_and_version(MlflowClient(tracked), uri)  # type: ignore[no-untyped-call]
     except (MlflowException, OSError) as error:
         raise store.ArtifactError(
             f"{tracking.redact(tracked)} does not tell what {uri} is: {tracking.redact(str(error))}"
         ) from error
-    return REGISTERED + "/".join(found)
+    return REGISTERED + "/".join(str(part) for part in found)  # a database's versions are numbers, a server's words
 
 
 def versions(most: int) -> list[tuple[str, list[str]]]:
