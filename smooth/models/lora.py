@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,15 +59,28 @@ def save_lora(folder: str, weights: dict[str, Tensor], unet: UNet2DConditionMode
 
 
 def lora_file(weights: Mapping[str, Tensor], settings: Mapping[str, object]) -> bytes:
-    """The bytes of a file as diffusers saves a UNet's adapter: peft's names, its settings in the metadata."""
+    """The bytes of a file as diffusers saves a UNet's adapter: peft's names, its settings in the metadata.
+
+    The same adapter gives the same bytes, by which models are told apart.
+    """
     metadata = {key: _plain(value) for key, value in settings.items()}
     with tempfile.TemporaryDirectory(prefix="smooth-lora-") as temporary:
         StableDiffusionPipeline.save_lora_weights(
             temporary, unet_lora_layers=dict(weights), unet_lora_adapter_metadata=metadata
         )
-        return Path(temporary, WEIGHTS_NAME).read_bytes()
+        return _ordered(Path(temporary, WEIGHTS_NAME).read_bytes())
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with its metadata by name: they come in random order (safetensors issue 584)."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = dict(sorted(header.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def _plain(value: object) -> object:
-    """A set as a sorted list, so that the same adapter gives the same bytes."""
+    """A set as a sorted list: sets have no order."""
     return sorted(value) if isinstance(value, set) else value

@@ -1,15 +1,17 @@
 """A saved adapter means to plain diffusers what it meant to the training."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import safe_open
 from torch import Tensor
 
 from smooth.config import LoraConfig
 from smooth.models import WEIGHTS_NAME
-from smooth.models.lora import adapter_names, add_lora, save_lora
+from smooth.models.lora import adapter_names, add_lora, lora_file, save_lora
 from smooth.models.pipeline import load_pipeline
 
 
@@ -50,6 +52,21 @@ def test_plain_diffusers_loads_the_adapter_to_the_same_output(tiny_base: str, tm
     plain = load_pipeline(tiny_base)
     plain.load_lora_weights(str(tmp_path / "adapter"))
     torch.testing.assert_close(_output(plain.unet), trained, rtol=0, atol=1e-5)
+
+
+def test_the_same_adapter_gives_the_same_bytes(tmp_path: Path) -> None:
+    weights = {"up.to_q.lora_A.weight": torch.rand(4, 3), "up.to_q.lora_B.weight": torch.rand(3, 4)}
+    settings = {"r": 4, "lora_alpha": 8.0, "target_modules": {"to_q", "to_v", "to_k"}, "bias": "nöne"}
+    found = {lora_file(weights, settings) for _ in range(20)}
+    assert len(found) == 1
+    path = tmp_path / WEIGHTS_NAME
+    path.write_bytes(*found)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "pt"
+        read = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert read == {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+        assert set(file.keys()) == {f"unet.{name}" for name in weights}
+        assert all(torch.equal(file.get_tensor(f"unet.{name}"), weight) for name, weight in weights.items())
 
 
 def test_start_depends_on_the_seed_alone_and_trains_only_the_adapter(tiny_base: str) -> None:
