@@ -101,7 +101,7 @@ def _measure(planned: Sequence[Arm], parallel: int) -> dict[str, str]:
 
 
 def _conclude(planned: Sequence[Arm], failed: dict[str, str], margin: float) -> dict[str, Any]:
-    from smooth.sweep.conclude import conclude  # MLflow and matplotlib, not needed for a dry run
+    from smooth.sweep.conclude import conclude, told  # MLflow and matplotlib, not needed for a dry run
 
     folder, manifest = conclude(planned, failed, margin)
     for name in manifest["pictures"]:
@@ -113,6 +113,5 @@ def _conclude(planned: Sequence[Arm], failed: dict[str, str], margin: float) -> 
     )
     get_run_logger().info("%s", manifest["why"])
     if failed:
-        told = "; ".join(f"{name}: {message}" for name, message in failed.items())
-        raise RuntimeError(f"{len(failed)} of {len(planned)} arms failed, the others are concluded: {told}")
+        raise RuntimeError(f"{len(failed)} of {len(planned)} arms failed, the others are concluded: {told(failed)}")
     return manifest

@@ -30,6 +30,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     Raises:
         store.ArtifactError: the training or what it was made from is not finished.
         ConfigError: weights of a feature network are named and not there, or not what they should be.
+        ValueError: the tracking server has not the training's run.
     """
     folder = config.stage_dir("evaluate")
     if (finished := _finished(folder, config)) is not None:
@@ -38,10 +39,10 @@ def run(config: RunConfig) -> dict[str, Any]:
     training = store.read_manifest(config.stage_dir("train"))
     base = Subject(config.model.base, config.model.revision)
     comparison = _comparison(config, replace(base, trained=config.stage_dir("train")), base)
-    found = measure(comparison)
     names = (f"{config.model.base}, trained by {config.preset}", config.model.base)
-    metrics = _present(folder, config, found, names, started)
-    with tracking.resume_run(training["run_id"]) as tracked:
+    with tracking.resume_run(training["run_id"]) as tracked:  # first, since a run that is gone costs no picture then
+        found = measure(comparison)
+        metrics = _present(folder, config, found, names, started)
         tracked.set_tags(tracking.fingerprint_tags(config, ("evaluate",)))
         _log(tracked, folder, metrics, _pictures(found))
     about = {

@@ -30,6 +30,11 @@ def conclude(arms: Sequence[Arm], failed: Mapping[str, str], margin: float) -> t
         ValueError: the control is among the failed.
         store.ArtifactError: an evaluation isn't finished.
     """
+    if arms[0].name in failed:
+        raise ValueError(
+            f"nothing to conclude, as all is read against the control, and that is among what failed: {told(failed)}. "
+            "Mend that and run the sweep again: what is finished is kept"
+        )
     started = time.monotonic()
     done = [arm for arm in arms if arm.name not in failed]
     manifests = {arm.name: [store.read_manifest(c.stage_dir("evaluate")) for c in arm.configs] for arm in done}
@@ -73,3 +78,8 @@ def conclude(arms: Sequence[Arm], failed: Mapping[str, str], margin: float) -> t
             "pictures": [PARETO],
         },
     )
+
+
+def told(failed: Mapping[str, str]) -> str:
+    """Each arm that failed, and why."""
+    return "; ".join(f"{name}: {message}" for name, message in failed.items())

@@ -39,13 +39,7 @@ class Point:
 
 
 def points(found: Mapping[str, Sequence[Metrics]]) -> list[Point]:
-    """The base and each arm; ``found`` has an arm's metrics by seed, the control's among them.
-
-    Raises:
-        ValueError: the control is missing.
-    """
-    if CONTROL not in found:
-        raise ValueError(f"a sweep is read against its control, and {CONTROL!r} is missing: see why it failed")
+    """The base and each arm; ``found`` has an arm's metrics by seed, the control's among them."""
     control = [_of(metrics, "smooth") for metrics in found[CONTROL]]
     made = [_point(BASE, [_of(metrics, "base") for metrics in found[CONTROL]], control)]
     for name, seeds in found.items():

@@ -204,6 +204,15 @@ def test_retry_samples_only_what_is_missing(finished: tuple[RunConfig, dict[str,
     assert kept.stat().st_mtime_ns == time_kept
 
 
+def test_a_training_whose_run_is_gone_is_told_before_any_picture(tiny_base: str, root: Path) -> None:
+    config = trained(tiny_base, root / "elsewhere")
+    training = store.read_manifest(config.stage_dir("train"))
+    store.write_manifest(config.stage_dir("train"), training | {"run_id": "0" * 32})
+    with pytest.raises(ValueError, match=r"no MLflow run 0+ at .*; point MLFLOW_TRACKING_URI to .*, or train again"):
+        stage.run(config)
+    assert not Path(config.stage_dir("evaluate")).parent.exists()
+
+
 def test_prompts_of_a_file_and_too_few_of_them(
     finished: tuple[RunConfig, dict[str, Any]], tiny_base: str, root: Path
 ) -> None:

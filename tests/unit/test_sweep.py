@@ -12,7 +12,7 @@ from scipy import stats
 
 from smooth.config import ConfigError
 from smooth.evaluate.compare import ISTD, KID
-from smooth.sweep import figures, picture
+from smooth.sweep import conclude, figures, picture
 from smooth.sweep.arms import BASE, CONTROL, Arm, arms
 
 
@@ -129,9 +129,10 @@ def test_a_kid_below_zero_has_no_ratio_and_is_not_recommended() -> None:
     assert " | – | " in figures.table(found)
 
 
-def test_the_control_must_be_there() -> None:
-    with pytest.raises(ValueError, match="read against its control"):
-        figures.points({"a": [metrics(1, 1)]})
+def test_without_a_control_it_is_told_what_failed() -> None:
+    failed = {CONTROL: "no MLflow run", "λ = 10": "out of memory"}
+    with pytest.raises(ValueError, match=r"read against the control.*control: no MLflow run; λ = 10: out of memory\."):
+        conclude.conclude(planned(), failed, 1.1)
 
 
 def test_the_table_has_a_row_an_arm_and_the_picture_is_drawn(tmp_path: Path) -> None:
